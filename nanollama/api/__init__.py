@@ -1,0 +1,1 @@
+"""The wire: what the service and its callers say to each other."""

@@ -1,0 +1,243 @@
+"""Typed synchronous client of the REST API: timeouts, retries where a repetition is harmless, typed errors."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from nanollama.api import schemas
+from nanollama.api.errors import ERRORS, ApiError, Unavailable
+from nanollama.spec.base import Problem
+
+DEFAULT_URL = "http://127.0.0.1:8420"
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def server_url() -> str:
+    """The server to talk to: $N2N_URL, or the default on loopback."""
+    return os.environ.get("N2N_URL", DEFAULT_URL)
+
+
+class Client:
+    """A connection to the service. Safe to share between threads.
+
+    Args:
+        url: root of the service, for example http://127.0.0.1:8420; $N2N_URL when absent.
+        timeout: seconds for one try, long polls excepted.
+        retries: how often an idempotent call is repeated after a failed connection or a 502, 503, 504.
+        transport: replaces the network, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 10.0,
+        retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = (url or server_url()).rstrip("/")
+        self._retries = retries
+        self._timeout = timeout
+        # trust_env off: a proxy of the environment must not swallow what is meant for loopback
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # -- people and scripts ------------------------------------------------------------------------------------------
+
+    def health(self) -> schemas.Health:
+        """Whether the service answers."""
+        return self._get("/health", schemas.Health)
+
+    def templates(self) -> list[schemas.Template]:
+        """Configs that ship with the project."""
+        reply = self._call("GET", "/templates")
+        return [schemas.Template.model_validate(item) for item in reply.json()]
+
+    def validate(self, *, yaml: str | None = None, config: dict[str, Any] | None = None) -> schemas.Validation:
+        """Every problem of a spec, at once; nothing is stored."""
+        body = schemas.SpecInput(yaml=yaml, config=config)
+        reply = self._call("POST", "/specs/validate", body=body, idempotent=True)
+        return schemas.Validation.model_validate_json(reply.content)
+
+    def submit(
+        self,
+        *,
+        yaml: str | None = None,
+        config: dict[str, Any] | None = None,
+        name: str | None = None,
+        notes: str = "",
+        tags: list[str] | None = None,
+        priority: int = 0,
+        idempotency_key: str | None = None,
+    ) -> schemas.Experiment:
+        """Create an experiment and queue its runs. Without a key of your own, retries of this call share a fresh one.
+
+        Raises:
+            InvalidRequest: with every problem of the spec.
+        """
+        body = schemas.ExperimentCreate(
+            yaml=yaml, config=config, name=name, notes=notes, tags=tags or [], priority=priority
+        )
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        reply = self._call("POST", "/experiments", body=body, headers=headers, idempotent=True)
+        return schemas.Experiment.model_validate_json(reply.content)
+
+    def experiments(self, *, limit: int = 50, cursor: str | None = None) -> schemas.ExperimentPage:
+        """Experiments, newest first."""
+        return self._get("/experiments", schemas.ExperimentPage, limit=limit, cursor=cursor)
+
+    def experiment(self, experiment_id: str) -> schemas.Experiment:
+        """One experiment with its runs."""
+        return self._get(f"/experiments/{experiment_id}", schemas.Experiment)
+
+    def runs(
+        self, *, state: list[str] | None = None, search: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> schemas.RunPage:
+        """Runs, newest first, optionally of some states only or with `search` in the name, the id or a tag."""
+        return self._get("/runs", schemas.RunPage, state=state, search=search, limit=limit, cursor=cursor)
+
+    def run(self, run_id: str) -> schemas.RunDetail:
+        """One run."""
+        return self._get(f"/runs/{run_id}", schemas.RunDetail)
+
+    def cancel(self, run_id: str) -> schemas.Run:
+        """Ask for a run to stop. At once when it is queued, otherwise when its worker has evidence."""
+        return schemas.Run.model_validate_json(self._call("POST", f"/runs/{run_id}/cancel", idempotent=True).content)
+
+    def attempts(self, run_id: str) -> list[schemas.Attempt]:
+        """The attempts of a run, oldest first."""
+        reply = self._call("GET", f"/runs/{run_id}/attempts")
+        return [schemas.Attempt.model_validate(item) for item in reply.json()]
+
+    def events(self, run_id: str) -> list[schemas.Event]:
+        """What happened to a run, oldest first."""
+        reply = self._call("GET", f"/runs/{run_id}/events")
+        return [schemas.Event.model_validate(item) for item in reply.json()]
+
+    def checkpoints(self, run_id: str) -> list[schemas.Checkpoint]:
+        """The checkpoints of a run, by step; removed ones too."""
+        reply = self._call("GET", f"/runs/{run_id}/checkpoints")
+        return [schemas.Checkpoint.model_validate(item) for item in reply.json()]
+
+    def metrics(
+        self, run_id: str, keys: list[str] | None = None, *, max_points: int = 1000, log_x: bool = False
+    ) -> schemas.Metrics:
+        """Series of a run: those of `keys`, or all; buckets are even in step, or in log step."""
+        spacing = "log" if log_x else "linear"
+        return self._get(f"/runs/{run_id}/metrics", schemas.Metrics, key=keys, max_points=max_points, spacing=spacing)
+
+    def logs(
+        self, run_id: str, *, attempt: int | None = None, stream: str | None = None, tail_bytes: int = 65536
+    ) -> schemas.LogTail:
+        """The end of a log: of the newest attempt, and of rank 0 or standard output, unless told otherwise."""
+        return self._get(f"/runs/{run_id}/logs", schemas.LogTail, attempt=attempt, stream=stream, tail_bytes=tail_bytes)
+
+    def workers(self) -> list[schemas.Worker]:
+        """Every worker that has registered, those alive first."""
+        return [schemas.Worker.model_validate(item) for item in self._call("GET", "/workers").json()]
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def register(self, worker_id: str, registration: schemas.WorkerRegistration) -> schemas.WorkerTerms:
+        """Announce a worker under an id of its own choice, which it keeps across restarts."""
+        reply = self._call("PUT", f"/workers/{worker_id}", body=registration, idempotent=True)
+        return schemas.WorkerTerms.model_validate_json(reply.content)
+
+    def sync(self, worker_id: str, request: schemas.SyncRequest) -> schemas.SyncReply:
+        """Renew leases and claim more; a long poll. A lost reply is made good: leases not held are delivered again."""
+        timeout = self._timeout + request.wait_seconds
+        reply = self._call("POST", f"/workers/{worker_id}/sync", body=request, timeout=timeout)
+        return schemas.SyncReply.model_validate_json(reply.content)
+
+    def transition(self, attempt_id: str, request: schemas.TransitionRequest) -> schemas.Attempt:
+        """Report a transition. Raises StaleEpoch when the lease is lost, Conflict when the transition is illegal."""
+        reply = self._call("POST", f"/attempts/{attempt_id}/transitions", body=request, idempotent=True)
+        return schemas.Attempt.model_validate_json(reply.content)
+
+    def put_stream(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
+        """Append bytes to a stream at an offset; what the server already has is ignored.
+
+        Raises:
+            OffsetMismatch: the server has less than `offset` bytes; `expected_offset` says how many.
+            StaleEpoch: the lease is lost.
+        """
+        params = {"epoch": epoch, "offset": offset}
+        path = f"/attempts/{attempt_id}/streams/{name}"
+        reply = self._call("PUT", path, content=data, params=params, idempotent=True)
+        return schemas.StreamInfo.model_validate_json(reply.content)
+
+    # -- transport ---------------------------------------------------------------------------------------------------
+
+    def _get(self, path: str, model: type[ModelT], **params: Any) -> ModelT:
+        given = {key: value for key, value in params.items() if value is not None}
+        return model.model_validate_json(self._call("GET", path, params=given).content)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: BaseModel | None = None,
+        content: bytes | None = None,
+        params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> httpx.Response:
+        headers = dict(headers or {})
+        if body is not None:
+            content = body.model_dump_json(exclude_unset=True).encode()
+            headers["Content-Type"] = "application/json"
+        elif content is not None:
+            headers["Content-Type"] = "application/octet-stream"
+        tries = 1 + (self._retries if idempotent or method == "GET" else 0)
+        for attempt in range(tries):
+            last = attempt == tries - 1
+            try:
+                reply = self._http.request(
+                    method,
+                    f"/api/v1{path}",
+                    content=content,
+                    params=params,
+                    headers=headers,
+                    timeout=timeout or self._timeout,
+                )
+            except httpx.HTTPError as error:
+                if last:
+                    raise Unavailable(
+                        f"no answer from {self.url} ({error}); is the service up? `n2n up` starts it"
+                    ) from error
+            else:
+                if reply.is_success:
+                    return reply
+                if last or reply.status_code not in (502, 503, 504):
+                    raise _error(reply)
+            time.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def _error(reply: httpx.Response) -> ApiError:
+    try:
+        body = schemas.ErrorBody.model_validate_json(reply.content)
+    except ValidationError:
+        text = reply.text[:200].strip()
+        return Unavailable(f"{reply.request.url} answered {reply.status_code}: {text or reply.reason_phrase}")
+    kind = ERRORS.get(body.code, ApiError)
+    problems: list[Problem] = body.problems
+    return kind(body.detail, problems, expected_offset=body.expected_offset)

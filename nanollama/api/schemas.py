@@ -1,0 +1,341 @@
+"""Requests and responses of the REST API."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from nanollama.api.status import AttemptState, RunState
+from nanollama.spec.base import Problem
+from nanollama.spec.rundir import decode_number, encode_number
+
+Number = Annotated[
+    float,
+    BeforeValidator(decode_number, json_schema_input_type=float | Literal["NaN", "Infinity", "-Infinity"]),
+    PlainSerializer(encode_number, return_type=float | str, when_used="json"),
+]
+"""A float that survives JSON: NaN, Infinity and -Infinity travel as words."""
+
+
+class Request(BaseModel):
+    """Input: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Response(BaseModel):
+    """Output: readers ignore keys that a newer server added."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ErrorBody(Response):
+    """application/problem+json (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    problems: list[Problem] = []
+    expected_offset: int | None = None
+
+
+class SpecInput(Request):
+    """A training config, as YAML text (errors then carry lines) or as an object: exactly one of the two."""
+
+    yaml: str | None = Field(default=None, examples=["data:\n  seq_len: 64\n"])
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SpecInput:
+        if (self.yaml is None) == (self.config is None):
+            raise ValueError("give either `yaml` or `config`")
+        return self
+
+
+class Validation(Response):
+    """What the service thinks of a spec. `problems` is empty exactly when `valid`."""
+
+    valid: bool
+    problems: list[Problem] = []
+    config: dict[str, Any] | None = Field(default=None, description="the full resolved config")
+    config_hash: str | None = None
+
+
+class Template(Response):
+    """A config that ships with the project."""
+
+    name: str = Field(examples=["debug"])
+    summary: str = Field(description="first line of the file's comment: the question that it serves")
+    yaml: str
+
+
+class ExperimentCreate(SpecInput):
+    """A spec to run. The run's name is `orchestration.name` unless `name` is given."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    notes: str = Field(default="", max_length=10_000)
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=32)
+    priority: int = Field(default=0, ge=-100, le=100, description="higher first")
+
+
+class Progress(Response):
+    """Where a run is. Loss, bound, excess: nats per token, of the newest metric line."""
+
+    step: int = 0
+    total_steps: int
+    tokens: int = 0
+    loss: Number | None = None
+    bound: Number | None = None
+    excess: Number | None = None
+    tokens_per_second: Number | None = None
+    updated_at: datetime | None = None
+
+
+class Run(Response):
+    """One training run, with the state of its newest attempt."""
+
+    id: str
+    experiment_id: str
+    name: str
+    state: RunState
+    reason: str | None = Field(default=None, description="why it is in this state, in words")
+    cancel_requested: bool
+    unknown_since: datetime | None = None
+    attempt: int = Field(description="number of the newest attempt, from 1")
+    priority: int
+    tags: list[str]
+    config_hash: str
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress: Progress
+    worker: str | None = Field(default=None, description="name of the worker that holds it")
+
+
+class RunDetail(Run):
+    """A run with its config and, once finished, its result."""
+
+    config: dict[str, Any]
+    result: dict[str, Any] | None = None
+
+
+class RunPage(Response):
+    """A page of runs, newest first; `counts` is over all runs that match the filter but for the state."""
+
+    items: list[Run]
+    next_cursor: str | None = None
+    counts: dict[RunState, int] = {}
+
+
+class Experiment(Response):
+    """A spec and the runs that it made."""
+
+    id: str
+    name: str
+    notes: str
+    tags: list[str]
+    created_at: datetime
+    runs: list[Run]
+
+
+class ExperimentPage(Response):
+    """A page of experiments, newest first."""
+
+    items: list[Experiment]
+    next_cursor: str | None = None
+
+
+class Attempt(Response):
+    """One try at executing a run."""
+
+    id: str
+    run_id: str
+    number: int
+    state: AttemptState
+    epoch: int
+    reason: str | None = None
+    exit_code: int | None = None
+    worker_id: str | None = None
+    attempt_dir: str | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Event(Response):
+    """Something that happened to a run: transitions, cancel requests, and the training's own events."""
+
+    id: int
+    attempt: int | None
+    kind: str = Field(description="transition, cancel_requested, or a kind of EventLine")
+    at: datetime
+    from_state: str | None = None
+    to_state: str | None = None
+    step: int | None = None
+    message: str | None = None
+
+
+class Checkpoint(Response):
+    """A checkpoint that training reported."""
+
+    step: int
+    attempt: int
+    path: str = Field(description="absolute, on the worker's file system")
+    size_bytes: int
+    digest: str
+    created_at: datetime
+    removed: bool = False
+
+
+class Summary(Response):
+    """Statistics over every stored point of a series, whatever was sent. `stderr` treats points as independent."""
+
+    count: int
+    mean: Number
+    stderr: Number | None
+    min: Number
+    max: Number
+    last: Number
+
+
+class Series(Response):
+    """One metric, as columns of equal length in order of step."""
+
+    step: list[int]
+    tokens: list[int]
+    time: list[float]
+    value: list[Number]
+    summary: Summary | None = None
+
+
+class Metrics(Response):
+    """Series by key. At most `max_points` a series; minimum and maximum of each bucket are kept."""
+
+    run_id: str
+    keys: list[str] = Field(description="every key that the run has")
+    series: dict[str, Series]
+
+
+class StreamInfo(Response):
+    """A byte stream of an attempt."""
+
+    attempt_id: str
+    name: str
+    length: int
+
+
+class LogTail(Response):
+    """The end of a text stream."""
+
+    attempt: int
+    name: str
+    offset: int = Field(description="byte offset of the first byte of `text`")
+    length: int = Field(description="bytes stored so far")
+    text: str
+    streams: list[str] = Field(default=[], description="names of the text streams that the attempt has")
+
+
+class WorkerRegistration(Request):
+    """Who a worker is and what it has. Repeating it is harmless."""
+
+    name: str = Field(min_length=1, max_length=200)
+    pool: str = Field(min_length=1, max_length=500, description="workers of a pool can adopt each other's attempts")
+    executor: Literal["local", "slurm", "fake"]
+    host: str = Field(max_length=255)
+    user: str = Field(max_length=255)
+    run_root: str = Field(max_length=4096, description="absolute path under which attempt directories lie")
+    slots: int = Field(ge=0, le=100_000)
+    version: str = Field(max_length=64)
+
+
+class WorkerTerms(Response):
+    """What the server asks of a worker."""
+
+    worker_id: str
+    lease_seconds: float
+    heartbeat_seconds: float
+    upload_seconds: float
+
+
+class Held(Request):
+    """An attempt that a worker believes it holds."""
+
+    attempt_id: str
+    epoch: int = Field(ge=0)
+
+
+class SyncRequest(Request):
+    """Heartbeat and claim in one: renews what is held, asks for up to `free_slots` more.
+
+    The server answers at once when it has something to say, otherwise after `wait_seconds`.
+    """
+
+    held: list[Held] = Field(default=[], max_length=100_000)
+    free_slots: int = Field(default=0, ge=0, le=100_000)
+    wait_seconds: float = Field(default=0, ge=0, le=30)
+    draining: bool = False
+
+
+class Lease(Response):
+    """The right to execute an attempt, fenced by `epoch`. `state` tells how far an earlier holder had come."""
+
+    attempt_id: str
+    run_id: str
+    run_name: str
+    number: int
+    epoch: int
+    state: AttemptState
+    app: str
+    config: dict[str, Any]
+    cancel_requested: bool = False
+
+
+class SyncReply(Response):
+    """New or re-delivered leases; held attempts whose lease is lost; held attempts to cancel."""
+
+    leases: list[Lease] = []
+    lost: list[str] = []
+    cancel: list[str] = []
+    upload_seconds: float
+
+
+class TransitionRequest(Request):
+    """A worker's report. Repeating a `transition_id` changes nothing and answers the same."""
+
+    transition_id: str = Field(min_length=8, max_length=64)
+    epoch: int = Field(ge=0)
+    to: AttemptState
+    reason: str | None = Field(default=None, max_length=10_000)
+    exit_code: int | None = None
+    result: dict[str, Any] | None = Field(default=None, description="content of result.json")
+    attempt_dir: str | None = Field(default=None, max_length=4096)
+
+
+class Worker(Response):
+    """A worker as the server knows it."""
+
+    id: str
+    name: str
+    pool: str
+    executor: str
+    host: str
+    user: str
+    run_root: str
+    slots: int
+    busy: int = Field(description="attempts that it holds")
+    alive: bool = Field(description="heard of within its lease")
+    draining: bool
+    version: str
+    last_seen_at: datetime
+
+
+class Health(Response):
+    """Liveness."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    database: str = Field(description="sqlite or postgresql")

@@ -1,0 +1,48 @@
+"""What a run computes on: device and ranks, and the resources asked of Slurm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nanollama.spec.base import Spec
+
+_WORD = (
+    r"^[A-Za-z0-9_.,:@=|&*\[\]()+-]{1,256}$"  # what partitions, accounts and features are made of: never white space
+)
+
+
+class ClusterSpec(Spec):
+    """Device and ranks of one run."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA when there is one")
+    backend: Literal["auto", "gloo", "nccl"] = Field(default="auto", description="auto: nccl on CUDA, gloo on the CPU")
+    nproc_per_node: int = Field(default=1, ge=1, le=64, description="ranks per node")
+    compile_model: bool = Field(default=False, description="compile the learner with torch.compile")
+
+
+class SlurmSpec(Spec):
+    """Resources of a Slurm job. A key that is absent is left to the cluster's defaults."""
+
+    partition: str | None = Field(default=None, pattern=_WORD)
+    account: str | None = Field(default=None, pattern=_WORD)
+    qos: str | None = Field(default=None, pattern=_WORD)
+    constraint: str | None = Field(default=None, pattern=_WORD)
+    exclude: str | None = Field(default=None, pattern=_WORD)
+    mem: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$", description="memory per node, for example 32G")
+    time: int | None = Field(default=None, ge=1, description="time limit in minutes")
+    nodes: int = Field(default=1, ge=1, le=4096)
+    nb_gpus: int = Field(default=0, ge=0, le=64, description="GPUs per node")
+    nb_cpus: int = Field(default=1, ge=1, le=1024, description="CPUs per rank")
+    signal_time: int = Field(
+        default=120, ge=0, description="seconds before the time limit at which a run saves and stops"
+    )
+
+
+class LauncherSpec(Spec):
+    """How nanollama.launcher starts a config without any server."""
+
+    kind: Literal["local", "slurm"] = "local"
+    log_dir: str | None = Field(default=None, description="run directory; runs/<orchestration.name> when absent")
+    slurm: SlurmSpec = Field(default_factory=SlurmSpec)

@@ -1,0 +1,65 @@
+"""Root of a training config, and the checks that look across its sections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from nanollama.spec.base import Problem, Problems, Spec
+from nanollama.spec.cluster import ClusterSpec, LauncherSpec
+from nanollama.spec.data import DataSpec, OnlineData
+from nanollama.spec.model import ModelSpec
+from nanollama.spec.monitor import OrchestrationSpec
+from nanollama.spec.optim import OptimSpec
+
+APPS = {"gssm.train": "nanollama.apps.gssm.train"}
+"""Applications that a config may name, and the module that each one runs."""
+
+
+class ExperimentSpec(Spec):
+    """Everything that a training run needs; with it alone the run can be repeated."""
+
+    app: Literal["gssm.train"] = Field(default="gssm.train", description="the application that is run")
+    data: DataSpec
+    model: ModelSpec
+    optim: OptimSpec
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec)
+    orchestration: OrchestrationSpec = Field(default_factory=OrchestrationSpec)
+    launcher: LauncherSpec = Field(default_factory=LauncherSpec)
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> ExperimentSpec:
+        problems = self._vocabulary_problems() + self._batch_problems()
+        if self.optim.warmup > self.optim.steps:
+            message = f"warmup {self.optim.warmup} is longer than the run's {self.optim.steps} steps"
+            remedy = f"use at most {self.optim.steps}"
+            problems.append(Problem(path="optim.warmup", message=message, remedy=remedy))
+        if self.cluster.device == "cpu" and self.cluster.backend == "nccl":
+            message = "nccl needs CUDA, but device is cpu"
+            problems.append(Problem(path="cluster.backend", message=message, remedy="use gloo or auto"))
+        if problems:
+            raise Problems(problems)
+        return self
+
+    def _vocabulary_problems(self) -> list[Problem]:
+        if not isinstance(self.data, OnlineData):
+            return []
+        states, vocab = self.data.gssm.observed.state_dim, self.model.vocab_size
+        if states < 2:
+            message = "the observed node has a single state: there is nothing to predict"
+            return [Problem(path="data.gssm.nodes", message=message, remedy="give it a state_dim of at least 2")]
+        if vocab is not None and vocab < states:
+            message = f"vocab_size {vocab} is below the {states} states of the observed node"
+            return [Problem(path="model.vocab_size", message=message, remedy=f"remove it or use at least {states}")]
+        return []
+
+    def _batch_problems(self) -> list[Problem]:
+        batch, ranks, acc = self.data.batch_size, self.cluster.nproc_per_node, self.optim.grad_acc_steps
+        nodes = self.launcher.slurm.nodes if self.launcher.kind == "slurm" else 1
+        parts = ranks * nodes * acc
+        if batch % parts == 0:
+            return []
+        message = f"batch_size {batch} is not divisible by {ranks * nodes} ranks x {acc} accumulation steps"
+        remedy = f"use a multiple of {parts}"
+        return [Problem(path="data.batch_size", message=message, remedy=remedy)]

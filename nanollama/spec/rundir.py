@@ -1,0 +1,160 @@
+"""Names and record types of the files in a run directory: the contract between training and worker.
+
+<root>/<run id>/                      the run directory; <root>/<run id>/<attempt>/ is an attempt directory
+    checkpoints/<step, 10 digits>/    belong to the run: every attempt continues from the newest valid one
+        manifest.json                 written last; a checkpoint without a valid one does not exist
+    <attempt>/
+        config.yaml                   the full resolved config, written before the start
+        metrics/rank<k>.jsonl         MetricLine records, append-only, whole lines
+        events.jsonl                  EventLine records, the same rules
+        logs/rank<k>.log, stdout.log  append-only text
+        result.json                   Result, by temporary file and rename, the last thing a finished run writes
+        stop_requested                its existence asks the training loop to save and exit 75 between two steps
+        start.claim, proc.json, exit.json   the executor's own files
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+METRICS = "metrics"
+EVENTS = "events.jsonl"
+LOGS = "logs"
+STDOUT = "stdout.log"
+RESULT = "result.json"
+STOP_REQUESTED = "stop_requested"
+START_CLAIM = "start.claim"
+PROC = "proc.json"
+EXIT = "exit.json"
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75
+EXIT_CLAIM_LOST = 77
+
+RESERVED_METRIC_KEYS = ("seq", "step", "tokens", "time")
+
+
+class _Record(BaseModel):
+    """Records of peers: unknown keys are kept out, so that an older reader accepts a newer writer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class MetricLine(BaseModel):
+    """One line of metrics/rank<k>.jsonl. Further keys are metrics; loss, bound, excess in nats/token."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    seq: int = Field(ge=0, description="number of the line in this file")
+    step: int = Field(ge=0, description="optimizer steps done")
+    tokens: int = Field(ge=0, description="tokens trained on since the start of the run")
+    time: float = Field(description="Unix time, seconds")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics of the line, non-finite ones decoded."""
+        return {k: decode_number(v) for k, v in (self.model_extra or {}).items()}
+
+
+EventKind = Literal[
+    "started", "resumed", "checkpoint_saved", "checkpoint_removed", "evaluated", "preempted", "finished", "warning"
+]
+
+
+class EventLine(_Record):
+    """One line of events.jsonl."""
+
+    seq: int = Field(ge=0)
+    kind: EventKind
+    step: int = Field(ge=0)
+    time: float
+    path: str | None = Field(default=None, description="checkpoint directory, relative to the run directory")
+    size_bytes: int | None = None
+    digest: str | None = Field(default=None, description="SHA-256 of the checkpoint's manifest")
+    message: str | None = None
+
+
+class ManifestFile(_Record):
+    """One file of a checkpoint."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """manifest.json of a checkpoint."""
+
+    step: int
+    config_hash: str
+    files: tuple[ManifestFile, ...]
+
+
+class Result(_Record):
+    """result.json: loss, bound and excess are means over the last `num_points` metric lines, in nats per token."""
+
+    step: int
+    tokens: int
+    seconds: float
+    loss: float | None = None
+    bound: float | None = None
+    excess: float | None = None
+    excess_stderr: float | None = None
+    num_points: int = 0
+
+
+class Proc(_Record):
+    """proc.json: the process group that executes an attempt."""
+
+    pid: int = Field(description="the supervisor")
+    start_time: float = Field(description="of the supervisor, seconds since boot: tells a reused pid apart")
+    boot_id: str
+    pgid: int = Field(description="process group of torchrun")
+
+
+class Exit(_Record):
+    """exit.json: how torchrun ended, written by the supervisor."""
+
+    exit_code: int | None = Field(default=None, description="None when a signal ended it")
+    signal: int | None = None
+    time: float
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint of a step."""
+    return f"{step:010d}"
+
+
+def metrics_file(attempt_dir: Path, rank: int) -> Path:
+    """Metric stream of a rank."""
+    return attempt_dir / METRICS / f"rank{rank}.jsonl"
+
+
+def encode_number(value: float) -> float | str:
+    """A float for JSON: non-finite ones become the words NaN, Infinity and -Infinity."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def decode_number(value: Any) -> float:
+    """Undo encode_number; ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"not a number: {value!r}")
+    if isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"not a number: {value!r}")
+    return float(value)
+
+
+def encode_line(record: dict[str, Any]) -> bytes:
+    """One JSON object as one line, without NaN literals."""
+    clean = {k: encode_number(v) if isinstance(v, float) else v for k, v in record.items()}
+    return json.dumps(clean, separators=(",", ":"), allow_nan=False).encode() + b"\n"
