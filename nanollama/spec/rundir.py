@@ -9,6 +9,8 @@
         events.jsonl                  EventLine records, the same rules
         logs/rank<k>.log, stdout.log  append-only text
         result.json                   Result, by temporary file and rename, the last thing a finished run writes
+        stopped.json                  Stopped, written likewise by rank 0 before it deliberately exits non-zero: torchrun
+                                      turns every code of a rank into 1, so this file is where 2 and 75 can be read
         stop_requested                its existence asks the training loop to save and exit 75 between two steps
         start.claim, proc.json, exit.json   the executor's own files
 """
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +34,7 @@ EVENTS = "events.jsonl"
 LOGS = "logs"
 STDOUT = "stdout.log"
 RESULT = "result.json"
+STOPPED = "stopped.json"
 STOP_REQUESTED = "stop_requested"
 START_CLAIM = "start.claim"
 PROC = "proc.json"
@@ -111,6 +116,17 @@ class Result(_Record):
     num_points: int = 0
 
 
+class Stopped(_Record):
+    """stopped.json: a deliberate early end, with the exit code that torchrun hides.
+
+    An attempt has at most one of result.json and stopped.json; with neither it crashed or was killed.
+    """
+
+    exit_code: int = Field(description="EXIT_BAD_INPUT or EXIT_INTERRUPTED")
+    step: int = Field(ge=0, description="optimizer steps done; after EXIT_INTERRUPTED, those of the checkpoint")
+    message: str | None = None
+
+
 class Proc(_Record):
     """proc.json: the process group that executes an attempt."""
 
@@ -158,3 +174,32 @@ def encode_line(record: dict[str, Any]) -> bytes:
     """One JSON object as one line, without NaN literals."""
     clean = {k: encode_number(v) if isinstance(v, float) else v for k, v in record.items()}
     return json.dumps(clean, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, others see nothing, the old content, or all of the new.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide it from a worker of another user
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: a rename survives a power cut only after this."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
