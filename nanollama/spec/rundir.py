@@ -9,8 +9,8 @@
         events.jsonl                  EventLine records, the same rules
         logs/rank<k>.log, stdout.log  append-only text
         result.json                   Result, by temporary file and rename, the last thing a finished run writes
-        stopped.json                  Stopped, written likewise by rank 0 before it deliberately exits non-zero: torchrun
-                                      turns every code of a rank into 1, so this file is where 2 and 75 can be read
+        stopped.json                  Stopped, written likewise by rank 0 before it deliberately exits non-zero:
+                                      torchrun turns every code of a rank into 1, here 2 and 75 can still be read
         stop_requested                its existence asks the training loop to save and exit 75 between two steps
         start.claim, proc.json, exit.json   the executor's own files
 """
