@@ -37,11 +37,8 @@ def resolve(python: str) -> dict[str, str]:
     """Version by package name, as pip of that interpreter would install them."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        subprocess.run(
-            [python, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--only-binary", ":all:"]
-            + ["--report", str(report), *requirements()],
-            check=True,
-        )
+        options = ["-q", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", str(report)]
+        subprocess.run([python, "-m", "pip", "install", *options, *requirements()], check=True)
         items = json.loads(report.read_text())["install"]
     return {item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in items}
 

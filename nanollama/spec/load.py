@@ -247,7 +247,10 @@ def load_config(model: type[SpecT], arguments: Sequence[str]) -> SpecT:
     try:
         return parse(model, data)
     except SpecError as error:
-        raise SpecError(locate(text, error.problems)) from None
+        overridden = {argument.partition("=")[0] for argument in arguments}
+        from_file = [p for p in locate(text, error.problems) if p.path not in overridden]
+        from_arguments = [p for p in error.problems if p.path in overridden]
+        raise SpecError([*from_file, *from_arguments]) from None
 
 
 def dump_yaml(spec: BaseModel) -> str:
