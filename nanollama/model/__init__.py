@@ -1,0 +1,1 @@
+"""The learners, built from their specs."""
