@@ -36,9 +36,9 @@ class TransformerSpec(Spec):
             message = f"emb_dim {self.emb_dim} is not divisible by block.nb_heads {heads}"
             raise Problems([Problem(path="emb_dim", message=message, remedy=_near(self.emb_dim, heads))])
         if (self.emb_dim // heads) % 2:
-            message = f"the head dimension emb_dim / nb_heads = {self.emb_dim // heads} is odd"
-            remedy = "rotary positions turn pairs of channels; use an even head dimension"
-            raise Problems([Problem(path="emb_dim", message=message, remedy=remedy)])
+            odd = f"the head dimension emb_dim / nb_heads = {self.emb_dim // heads} is odd"
+            message = f"{odd}, but rotary positions turn pairs of channels"
+            raise Problems([Problem(path="emb_dim", message=message, remedy=_near(self.emb_dim, heads))])
         return self
 
 
