@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nanollama.api import schemas
 from nanollama.api.errors import ERRORS, ApiError, Unavailable
@@ -67,13 +67,13 @@ class Client:
     def templates(self) -> list[schemas.Template]:
         """Configs that ship with the project."""
         reply = self._call("GET", "/templates")
-        return [schemas.Template.model_validate(item) for item in reply.json()]
+        return _parse_list(reply, schemas.Template)
 
     def validate(self, *, yaml: str | None = None, config: dict[str, Any] | None = None) -> schemas.Validation:
         """Every problem of a spec, at once; nothing is stored."""
         body = schemas.SpecInput(yaml=yaml, config=config)
         reply = self._call("POST", "/specs/validate", body=body, idempotent=True)
-        return schemas.Validation.model_validate_json(reply.content)
+        return _parse(reply, schemas.Validation)
 
     def submit(
         self,
@@ -96,7 +96,7 @@ class Client:
         )
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
         reply = self._call("POST", "/experiments", body=body, headers=headers, idempotent=True)
-        return schemas.Experiment.model_validate_json(reply.content)
+        return _parse(reply, schemas.Experiment)
 
     def experiments(self, *, limit: int = 50, cursor: str | None = None) -> schemas.ExperimentPage:
         """Experiments, newest first."""
@@ -118,22 +118,22 @@ class Client:
 
     def cancel(self, run_id: str) -> schemas.Run:
         """Ask for a run to stop. At once when it is queued, otherwise when its worker has evidence."""
-        return schemas.Run.model_validate_json(self._call("POST", f"/runs/{run_id}/cancel", idempotent=True).content)
+        return _parse(self._call("POST", f"/runs/{run_id}/cancel", idempotent=True), schemas.Run)
 
     def attempts(self, run_id: str) -> list[schemas.Attempt]:
         """The attempts of a run, oldest first."""
         reply = self._call("GET", f"/runs/{run_id}/attempts")
-        return [schemas.Attempt.model_validate(item) for item in reply.json()]
+        return _parse_list(reply, schemas.Attempt)
 
     def events(self, run_id: str) -> list[schemas.Event]:
         """What happened to a run, oldest first."""
         reply = self._call("GET", f"/runs/{run_id}/events")
-        return [schemas.Event.model_validate(item) for item in reply.json()]
+        return _parse_list(reply, schemas.Event)
 
     def checkpoints(self, run_id: str) -> list[schemas.Checkpoint]:
         """The checkpoints of a run, by step; removed ones too."""
         reply = self._call("GET", f"/runs/{run_id}/checkpoints")
-        return [schemas.Checkpoint.model_validate(item) for item in reply.json()]
+        return _parse_list(reply, schemas.Checkpoint)
 
     def metrics(
         self, run_id: str, keys: list[str] | None = None, *, max_points: int = 1000, log_x: bool = False
@@ -150,25 +150,25 @@ class Client:
 
     def workers(self) -> list[schemas.Worker]:
         """Every worker that has registered, those alive first."""
-        return [schemas.Worker.model_validate(item) for item in self._call("GET", "/workers").json()]
+        return _parse_list(self._call("GET", "/workers"), schemas.Worker)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def register(self, worker_id: str, registration: schemas.WorkerRegistration) -> schemas.WorkerTerms:
         """Announce a worker under an id of its own choice, which it keeps across restarts."""
         reply = self._call("PUT", f"/workers/{worker_id}", body=registration, idempotent=True)
-        return schemas.WorkerTerms.model_validate_json(reply.content)
+        return _parse(reply, schemas.WorkerTerms)
 
     def sync(self, worker_id: str, request: schemas.SyncRequest) -> schemas.SyncReply:
         """Renew leases and claim more; a long poll. A lost reply is made good: leases not held are delivered again."""
         timeout = self._timeout + request.wait_seconds
         reply = self._call("POST", f"/workers/{worker_id}/sync", body=request, timeout=timeout)
-        return schemas.SyncReply.model_validate_json(reply.content)
+        return _parse(reply, schemas.SyncReply)
 
     def transition(self, attempt_id: str, request: schemas.TransitionRequest) -> schemas.Attempt:
         """Report a transition. Raises StaleEpoch when the lease is lost, Conflict when the transition is illegal."""
         reply = self._call("POST", f"/attempts/{attempt_id}/transitions", body=request, idempotent=True)
-        return schemas.Attempt.model_validate_json(reply.content)
+        return _parse(reply, schemas.Attempt)
 
     def put_stream(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
         """Append bytes to a stream at an offset; what the server already has is ignored.
@@ -180,13 +180,13 @@ class Client:
         params = {"epoch": epoch, "offset": offset}
         path = f"/attempts/{attempt_id}/streams/{name}"
         reply = self._call("PUT", path, content=data, params=params, idempotent=True)
-        return schemas.StreamInfo.model_validate_json(reply.content)
+        return _parse(reply, schemas.StreamInfo)
 
     # -- transport ---------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, model: type[ModelT], **params: Any) -> ModelT:
         given = {key: value for key, value in params.items() if value is not None}
-        return model.model_validate_json(self._call("GET", path, params=given).content)
+        return _parse(self._call("GET", path, params=given), model)
 
     def _call(
         self,
@@ -232,12 +232,30 @@ class Client:
         raise AssertionError("unreachable")
 
 
+def _parse(reply: httpx.Response, model: type[ModelT]) -> ModelT:
+    try:
+        return model.model_validate_json(reply.content)
+    except ValidationError as error:
+        raise _foreign(reply) from error
+
+
+def _parse_list(reply: httpx.Response, model: type[ModelT]) -> list[ModelT]:
+    try:
+        return TypeAdapter(list[model]).validate_json(reply.content)  # type: ignore[valid-type] # mypy wants a literal
+    except ValidationError as error:
+        raise _foreign(reply) from error
+
+
+def _foreign(reply: httpx.Response) -> Unavailable:
+    text = " ".join(reply.text[:200].split())
+    return Unavailable(f"{reply.request.url} answered {reply.status_code}, but not as this service does: {text}")
+
+
 def _error(reply: httpx.Response) -> ApiError:
     try:
-        body = schemas.ErrorBody.model_validate_json(reply.content)
-    except ValidationError:
-        text = reply.text[:200].strip()
-        return Unavailable(f"{reply.request.url} answered {reply.status_code}: {text or reply.reason_phrase}")
+        body = _parse(reply, schemas.ErrorBody)
+    except Unavailable as error:
+        return error
     kind = ERRORS.get(body.code, ApiError)
     problems: list[Problem] = body.problems
     return kind(body.detail, problems, expected_offset=body.expected_offset)
