@@ -46,10 +46,10 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 test: lint services ## Run every check and every test that is not slow
-	$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-slow: $(VENV)/.dev services ## Run the long loops and the training tests
-	$(PYTEST) -n $(JOBS) --dist worksteal -m slow $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m slow $(ARGS)
 
 test-faults: $(VENV)/.dev services ## Run the crashes on real processes, at length
 	$(PYTEST) -m faults $(ARGS)

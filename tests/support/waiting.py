@@ -1,0 +1,20 @@
+"""Wait for a condition, with a deadline that only a broken test reaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], *, within: float = 60.0, what: str = "the condition") -> T:
+    """The first true value that `probe` returns; AssertionError when none comes `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        value = probe()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come within {within:.0f} s; last: {value!r}"
+        time.sleep(0.05)
