@@ -149,12 +149,14 @@ def _cycle_problems(spec: GSSMSpec) -> list[Problem]:
                 done.add(name)
                 stack.pop()
                 trail.pop()
+            elif parent == feedback:
+                continue
             elif parent in trail:
                 cycle = " <- ".join([*trail[trail.index(parent) :], parent])
                 where = f"nodes.{index[name]}.parents.{spec.node(name).parents.index(parent)}"
                 remedy = "remove one of these edges"
                 problems.append(Problem(path=where, message=f"the parents form a cycle: {cycle}", remedy=remedy))
-            elif parent not in done and not (parent == feedback and name != feedback):
+            elif parent not in done:
                 stack.append((parent, iter(spec.node(parent).parents)))
                 trail.append(parent)
     return problems
