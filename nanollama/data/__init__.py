@@ -1,0 +1,1 @@
+"""GSSM data: kernels, sampler, exact inference, offline sets and loaders."""
