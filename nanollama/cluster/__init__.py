@@ -1,0 +1,1 @@
+"""What a run computes on: ranks and devices, torchrun, Slurm. Importing this package does not import torch."""

@@ -1,0 +1,154 @@
+"""Ranks, device, process group and parallelisation of one run.
+
+Every rank runs the same program; torchrun tells it in the environment which one it is. Without torchrun there is one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nanollama.spec.base import Problem, SpecError
+from nanollama.spec.cluster import ClusterSpec
+
+TIMEOUT = timedelta(minutes=30)  # rank 0 may have to verify a large checkpoint while the others wait
+
+T = TypeVar("T")
+
+
+def this_rank() -> int:
+    """Number of this process among all those of the run, from torchrun's environment; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """This process among the ranks of a run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files for all."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over ranks of each element, the same on every rank; `values` is overwritten."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank."""
+        values: list[Any] = [value]
+        if self.world_size > 1:
+            values = [None] * self.world_size
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 only and return its value on every rank.
+
+        Raises:
+            SpecError: on every rank, when it was raised on rank 0.
+        """
+        outcome: list[Any] = [_outcome(function) if self.first else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(outcome)
+        value, problems = outcome[0]
+        if problems:
+            raise SpecError(problems)
+        return cast(T, value)
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Call `function` on every rank and return each one's own value.
+
+        Raises:
+            SpecError: on every rank, when it was raised on any: none is left waiting for one that has given up.
+        """
+        value, own_problems = _outcome(function)
+        for problems in self.gather(own_problems):
+            if problems:
+                raise SpecError(problems)
+        return cast(T, value)
+
+    def parallelise(self, model: nn.Module, *, compile_model: bool) -> nn.Module:
+        """The model as it is called in training: compiled if wanted, gradients averaged over ranks.
+
+        It shares its weights with `model`, which stays the one to save.
+        """
+        if compile_model:
+            model.compile()
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+
+def accumulating(model: nn.Module) -> AbstractContextManager[None]:
+    """A context in which backward passes add up gradients without exchanging them between ranks."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def open_cluster(spec: ClusterSpec) -> Iterator[Cluster]:
+    """Join the ranks of this run, and leave them however the block ends.
+
+    Raises:
+        SpecError: a device or a backend that this machine does not have.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(spec, int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        backend = spec.backend if spec.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if backend == "nccl" else None)
+    try:
+        yield Cluster(rank=this_rank(), world_size=world_size, device=device)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(spec: ClusterSpec, local_rank: int) -> torch.device:
+    """The device of the rank that is number `local_rank` on this node.
+
+    Raises:
+        SpecError: CUDA or nccl is asked for where there is none, or a node has fewer GPUs than ranks.
+    """
+    available = torch.cuda.is_available()
+    if spec.device == "cpu" or (spec.device == "auto" and not available):
+        if spec.backend == "nccl":
+            message = "nccl needs CUDA, and this machine has none"
+            raise SpecError([Problem(path="cluster.backend", message=message, remedy="use gloo or auto")])
+        return torch.device("cpu")
+    if not available:
+        message = "CUDA is asked for, but torch finds no usable GPU on this machine"
+        remedy = "use `device: auto` or `cpu`, or install a torch build with CUDA and check nvidia-smi"
+        raise SpecError([Problem(path="cluster.device", message=message, remedy=remedy)])
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        message = f"rank {local_rank} of this node has no GPU of its own: there are {num_gpus}"
+        remedy = f"start at most {num_gpus} ranks per node, or use `device: cpu`"
+        raise SpecError([Problem(path="cluster.nproc_per_node", message=message, remedy=remedy)])
+    return torch.device("cuda", local_rank)
+
+
+def _outcome(function: Callable[[], T]) -> tuple[T | None, tuple[Problem, ...]]:
+    """The function's value, or the problems of the SpecError that it raised: something that can be sent to others."""
+    try:
+        return function(), ()
+    except SpecError as error:
+        return None, error.problems

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanollama.cluster.slurm import Job, JobId, batch_script, parse_job_id, sbatch_arguments
+from nanollama.spec.base import SpecError
+from nanollama.spec.cluster import SlurmSpec
+from nanollama.spec.rundir import STOP_REQUESTED
+
+HOSTILE = [
+    "$(touch owned)",
+    "`touch owned`",
+    "; touch owned",
+    "'",
+    '"',
+    "\n#SBATCH --uid=0\ntouch owned\n",
+    "\\",
+    "{child}",
+]
+words = st.one_of(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40), st.sampled_from(HOSTILE))
+
+
+def job(tmp_path: Path, **keys: object) -> Job:
+    defaults = {
+        "name": "debug",
+        "attempt_dir": tmp_path / "1",
+        "work_dir": tmp_path,
+        "python": sys.executable,
+        "module": "nanollama.apps.gssm.train",
+        "arguments": ["config=a.yaml"],
+        "nproc_per_node": 1,
+    }
+    return Job(**{**defaults, **keys})  # type: ignore[arg-type] # keys are named by the tests
+
+
+def echo_program(directory: Path, name: str) -> Path:
+    """A program that prints its arguments as JSON."""
+    path = directory / name
+    path.write_text(f"#!{sys.executable} -IS\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    path.chmod(0o755)
+    return path
+
+
+def run_script(script: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=directory,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(arguments=st.lists(words, max_size=4), module=words, folder=words)
+def test_hostile_words_reach_the_program_as_data(
+    tmp_path_factory: pytest.TempPathFactory, arguments: list[str], module: str, folder: str
+) -> None:
+    here = tmp_path_factory.mktemp("slurm")
+    python = echo_program(here, "py'th$on")
+    attempt_dir = here / folder.replace("/", "_")
+    script = batch_script(
+        SlurmSpec(), job(here, attempt_dir=attempt_dir, python=str(python), module=module, arguments=arguments)
+    )
+    ran = run_script(script, here)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)[3:] == ["-m", module, *arguments]
+    assert [path.name for path in here.iterdir()] == [python.name]
+    assert script.count("\n") == batch_script(SlurmSpec(), job(here)).count("\n")
+
+
+@settings(deadline=None, max_examples=30)
+@given(name=words, folder=words)
+def test_options_are_single_arguments_of_sbatch(name: str, folder: str) -> None:
+    attempt_dir = Path("/runs") / folder.replace("/", "_").replace("\\", "_")
+    spec = SlurmSpec(partition="gpu", account="lab", mem="32G", time=90, nodes=2, nb_gpus=4, nb_cpus=3, signal_time=60)
+    arguments = sbatch_arguments(spec, job(Path("/work"), name=name, attempt_dir=attempt_dir, nproc_per_node=4))
+    assert arguments == [
+        "--parsable",
+        "--no-requeue",
+        "--open-mode=append",
+        f"--job-name={name}",
+        f"--output={str(attempt_dir).replace('%', '%%')}/stdout.log",
+        "--chdir=/work",
+        "--signal=B:USR1@60",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=12",
+        "--gpus-per-node=4",
+        "--partition=gpu",
+        "--account=lab",
+        "--mem=32G",
+        "--time=90",
+    ]
+
+
+def test_absent_keys_are_left_to_the_cluster(tmp_path: Path) -> None:
+    given_options = {argument.partition("=")[0] for argument in sbatch_arguments(SlurmSpec(), job(tmp_path))}
+    assert not given_options & {
+        "--partition",
+        "--account",
+        "--qos",
+        "--constraint",
+        "--mem",
+        "--time",
+        "--gpus-per-node",
+    }
+
+
+def test_a_path_that_slurm_would_garble_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="without backslashes"):
+        sbatch_arguments(SlurmSpec(), job(tmp_path, attempt_dir=tmp_path / "a\\b"))
+
+
+def test_several_nodes_meet_at_the_first(tmp_path: Path) -> None:
+    echo_program(tmp_path, "srun")
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"\n')
+    scontrol.chmod(0o755)
+    script = batch_script(SlurmSpec(nodes=2, nb_cpus=2), job(tmp_path, python="py", nproc_per_node=4))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ran = run_script(script, tmp_path, PATH=path, SLURM_JOB_ID="20012", SLURM_JOB_NODELIST="node[7-8]")
+    assert json.loads(ran.stdout) == [
+        *["--kill-on-bad-exit=1", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8"],
+        *["py", "-m", "nanollama.cluster.torchrun", "--nproc-per-node=4", "--nnodes=2", "--rdzv-backend=c10d"],
+        *["--rdzv-id=20012", "--rdzv-endpoint=node7:20012"],
+        *["-m", "nanollama.apps.gssm.train", "config=a.yaml"],
+    ]
+
+
+def test_the_script_ends_with_the_code_of_the_command(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexit 75\n")
+    program.chmod(0o755)
+    assert run_script(batch_script(SlurmSpec(), job(tmp_path, python=str(program))), tmp_path).returncode == 75
+
+
+def test_usr1_asks_for_a_stop_and_the_script_waits_for_the_command(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    program = tmp_path / "python"  # signals its parent, the batch script, then ends once the file is there
+    program.write_text(
+        f'#!/bin/sh\nkill -USR1 "$PPID"\nuntil [ -e {tmp_path / "1" / STOP_REQUESTED} ]; do sleep 0.01; done\nexit 75\n'
+    )
+    program.chmod(0o755)
+    assert run_script(batch_script(SlurmSpec(), job(tmp_path, python=str(program))), tmp_path).returncode == 75
+
+
+def test_term_is_passed_on_to_the_command(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/bash\ntrap 'exit 33' TERM\necho ready\nwhile :; do sleep 0.01; done\n")
+    program.chmod(0o755)
+    script = batch_script(SlurmSpec(), job(tmp_path, python=str(program)))
+    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 33
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("4711\n", JobId(4711)),
+        ("4711;hal\n", JobId(4711, "hal")),
+        ("Welcome to the cluster\n\n4711;hal\n\n", JobId(4711, "hal")),
+    ],
+)
+def test_answer_of_sbatch(output: str, expected: JobId) -> None:
+    assert parse_job_id(output) == expected
+
+
+@pytest.mark.parametrize("output", ["", "\n", "Submitted batch job 4711", "4711 4712", "-1", "4711;", "4711\nsorry"])
+def test_an_answer_without_an_id_is_an_error(output: str) -> None:
+    with pytest.raises(ValueError, match="no job id"):
+        parse_job_id(output)
