@@ -57,6 +57,7 @@ class DatasetSpec(Spec):
     seq_len: int = Field(ge=2, le=2**20, description="tokens per sequence, the start token included")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the kernels and of the sequences")
     chunk_size: int = Field(default=1024, ge=1, le=2**20, description="sequences sampled and written at a time")
+    overwrite: bool = Field(default=False, description="replace files that exist; they are refused otherwise")
     gssm: GSSMSpec
     sets: tuple[DatasetFile, ...] = Field(strict=False)
 
