@@ -142,6 +142,9 @@ class Exit(_Record):
     exit_code: int | None = Field(default=None, description="None when a signal ended it")
     signal: int | None = None
     time: float
+    terminated: bool = Field(
+        default=False, description="the supervisor was told to stop (SIGTERM) before torchrun had ended"
+    )
 
 
 def checkpoint_name(step: int) -> str:
