@@ -1,0 +1,27 @@
+"""The page: navigation between the views, and what they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard.components.page import wait_for_service
+from nanollama.api.errors import Unavailable
+
+HERE = Path(__file__).parent
+
+st.set_page_config(page_title="Nodes to Narratives", page_icon=str(HERE / "static" / "favicon.svg"), layout="wide")
+st.html(HERE / "style.css")
+view = st.navigation(
+    [
+        st.Page("views/runs.py", title="Runs", icon=":material/table_rows:", default=True),
+        st.Page("views/run.py", title="Run", url_path="run", visibility="hidden"),
+        st.Page("views/launch.py", title="Launch", icon=":material/rocket_launch:", url_path="launch"),
+    ],
+    position="top",
+)
+try:
+    view.run()
+except Unavailable as error:
+    wait_for_service(error)

@@ -1,0 +1,78 @@
+// Draws a figure with Plotly.react: zoom, pan and hidden series survive new data for as long as layout.uirevision stays.
+const SOURCE = "./app/static/plotly-basic.min.js";
+const WIDEST_MARGIN = 0.22; // of the width; where the labels would take more they move from the margin into the plot
+
+let loading;
+function plotly() {
+  loading ??= new Promise((resolve, reject) => {
+    if (window.Plotly) return resolve(window.Plotly);
+    const script = document.createElement("script");
+    script.src = SOURCE;
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => { loading = undefined; reject(new Error(`cannot load ${SOURCE}`)); };
+    document.head.append(script);
+  });
+  return loading;
+}
+
+// "@name" and "@name:0.2" stand for the custom property --n2n-name, which only the browser can resolve for its theme.
+function resolver(element) {
+  const probe = document.createElement("i");
+  element.append(probe);
+  const known = {};
+  const resolve = (token) => {
+    const [, name, alpha] = token.match(/^@([\w-]+)(?::([\d.]+))?$/);
+    probe.style.color = `var(--n2n-${name})`;
+    const [r, g, b] = getComputedStyle(probe).color.match(/[\d.]+/g);
+    return `rgba(${r},${g},${b},${alpha ?? 1})`;
+  };
+  const walk = (value, key) => {
+    if (typeof value === "string") return /color$/.test(key) && value[0] === "@" ? (known[value] ??= resolve(value)) : value;
+    if (Array.isArray(value)) return value.length && typeof value[0] === "object" ? value.map((item) => walk(item, key)) : value;
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, walk(v, k)]));
+    return value;
+  };
+  return { walk, done: () => probe.remove() };
+}
+
+function fit(figure, width) {
+  if (figure.layout.margin.r <= WIDEST_MARGIN * width) return figure;
+  figure.layout.margin.r = 10;
+  for (const note of figure.layout.annotations ?? []) {
+    if (note.name === "end-label") Object.assign(note, { xanchor: "right", xshift: -4, bgcolor: figure.layout.plot_bgcolor });
+    if (note.name === "end-label" && note.yanchor === "bottom") note.yshift = 6;
+  }
+  return figure;
+}
+
+export default function ({ data, parentElement }) {
+  const root = parentElement.querySelector(".n2n-plot");
+  root.setAttribute("role", "img");
+  root.setAttribute("aria-label", data.alt);
+  root.style.height = `${data.figure.layout.height}px`;
+  root.draw = async () => {
+    const Plotly = await plotly();
+    if (!root.isConnected || !root.offsetWidth) return;
+    const tokens = resolver(root.parentElement);
+    const figure = fit(tokens.walk(data.figure, ""), root.offsetWidth);
+    tokens.done();
+    figure.layout.font.family = getComputedStyle(root).fontFamily;
+    figure.layout.width = root.offsetWidth;
+    await Plotly.react(root, figure.data, figure.layout, {
+      displaylogo: false,
+      displayModeBar: "hover",
+      modeBarButtonsToRemove: ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+      toImageButtonOptions: { format: "svg", filename: data.name },
+    });
+  };
+  root.observer ??= (() => {
+    let width = root.offsetWidth;
+    const observer = new ResizeObserver(() => {
+      if (root.offsetWidth && root.offsetWidth !== width) { width = root.offsetWidth; root.draw(); }
+    });
+    observer.observe(root);
+    return observer;
+  })();
+  root.draw();
+  return () => { root.observer.disconnect(); window.Plotly?.purge(root); };
+}

@@ -1,0 +1,260 @@
+"""A service in memory with the methods of nanollama.api.client.Client that the page uses."""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from nanollama.api import schemas
+from nanollama.api.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
+from nanollama.api.status import RunState
+from nanollama.spec.base import SpecError, parse
+from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.load import MAX_BYTES, load_yaml, locate
+
+ENTROPY = 1.9184
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=timezone.utc)
+
+CONFIG_YAML = """\
+# Does the smallest setting come near its bound?
+data:
+  seq_len: 64
+  batch_size: 64
+  gssm:
+    nodes:
+      - {name: Z, state_dim: 8, alpha: 0.1, mode: slow}
+      - {name: X, state_dim: 16, alpha: 0.2, parents: [Z], observed: true}
+model: {emb_dim: 32, nb_layers: 2}
+optim: {steps: 1000, warmup: 50}
+orchestration: {name: small}
+"""
+
+
+def config() -> dict[str, Any]:
+    """A resolved config."""
+    return parse(ExperimentSpec, load_yaml(CONFIG_YAML)).model_dump(mode="json")
+
+
+def series(steps: list[int], values: list[float], tokens_per_step: int = 4032) -> schemas.Series:
+    """A series with its summary."""
+    finite = [v for v in values if math.isfinite(v)]
+    summary = None
+    if values:
+        mean = sum(finite) / max(1, len(finite))
+        variance = sum((v - mean) ** 2 for v in finite) / max(1, len(finite) - 1)
+        summary = schemas.Summary(
+            count=len(values),
+            mean=mean,
+            stderr=math.sqrt(variance / len(finite)) if len(finite) > 1 else None,
+            min=min(finite, default=math.nan),
+            max=max(finite, default=math.nan),
+            last=values[-1],
+        )
+    return schemas.Series(
+        step=steps,
+        tokens=[s * tokens_per_step for s in steps],
+        time=[1e9 + s for s in steps],
+        value=values,
+        summary=summary,
+    )
+
+
+def learning(num_steps: int, *, period: int = 10, seed: int = 0, bound: bool = True) -> dict[str, schemas.Series]:
+    """Metrics of a learner that approaches its bound by a power law; loss and bound share the noise of their batch."""
+    rng = random.Random(seed)
+    steps = [1, *range(period, num_steps + 1, period)]
+    noise = [rng.gauss(0, 0.016) for _ in steps]
+    excess = [0.9 * (1 + s / 12) ** -0.75 * math.exp(rng.gauss(0, 0.05)) for s in steps]
+    bounds = [ENTROPY + n for n in noise]
+    values = {
+        "loss": [b + e for b, e in zip(bounds, excess, strict=True)],
+        "lr": [3e-4 * min(1.0, s / 50) for s in steps],
+        "grad_norm": [0.4 + 2 / (1 + s / 20) + abs(rng.gauss(0, 0.05)) for s in steps],
+        "tokens_per_second": [61_000 + rng.gauss(0, 900) for _ in steps],
+    }
+    if bound:
+        values |= {"bound": bounds, "excess": excess}
+    return {key: series(steps, column) for key, column in values.items()}
+
+
+class FakeClient:
+    """Runs, and what belongs to them, in dicts that a test fills; `away` makes every call fail."""
+
+    url = "http://127.0.0.1:8420"
+
+    def __init__(self) -> None:
+        self.away = False
+        self.stored: dict[str, schemas.RunDetail] = {}
+        self.series: dict[str, dict[str, schemas.Series]] = {}
+        self.saved: dict[str, list[schemas.Checkpoint]] = {}
+        self.happened: dict[str, list[schemas.Event]] = {}
+        self.text: dict[str, dict[str, str]] = {}
+        self.known_workers: list[schemas.Worker] = []
+        self.calls: list[str] = []
+
+    def add(self, run_id: str, state: RunState, *, name: str = "small", step: int = 0, **fields: Any) -> None:
+        """Store a run; with a step above zero it has metrics, events and a log."""
+        total = 1000
+        curves = learning(step) if step else {}
+        last = {key: curve.value[-1] for key, curve in curves.items()}
+        progress = schemas.Progress(
+            step=step,
+            total_steps=total,
+            tokens=step * 4032,
+            loss=last.get("loss"),
+            bound=last.get("bound"),
+            excess=last.get("excess"),
+            tokens_per_second=last.get("tokens_per_second"),
+        )
+        values: dict[str, Any] = {
+            "id": run_id,
+            "experiment_id": "e" + run_id,
+            "name": name,
+            "state": state,
+            "cancel_requested": False,
+            "attempt": 1,
+            "priority": 0,
+            "tags": [],
+            "config_hash": "ab" * 32,
+            "created_at": NOW - timedelta(minutes=len(self.stored)),
+            "started_at": NOW if step else None,
+            "progress": progress,
+            "config": config(),
+            **fields,
+        }
+        self.stored[run_id] = schemas.RunDetail(**values)
+        self.series[run_id] = curves
+        self.saved[run_id] = [checkpoint(s) for s in range(250, step + 1, 250)]
+        self.happened[run_id] = [
+            schemas.Event(id=1, attempt=1, kind="transition", at=NOW, from_state="QUEUED", to_state=state.value)
+        ]
+        self.text[run_id] = {"logs/rank0.log": "".join(f"step {s}\n" for s in range(0, step, 10))} if step else {}
+
+    # -- the client's methods ------------------------------------------------------------------------------------------
+
+    def health(self) -> schemas.Health:
+        self._call("health")
+        return schemas.Health(version="0", database="sqlite")
+
+    def templates(self) -> list[schemas.Template]:
+        self._call("templates")
+        return [schemas.Template(name="debug", summary="Does it learn at all?", yaml=CONFIG_YAML)]
+
+    def validate(self, *, yaml: str | None = None) -> schemas.Validation:
+        self._call("validate")
+        assert yaml is not None
+        if len(yaml) > 4 * MAX_BYTES:
+            raise TooLarge(f"the body has more than {4 * MAX_BYTES:,} bytes")
+        try:
+            spec = parse(ExperimentSpec, load_yaml(yaml))
+        except SpecError as error:
+            return schemas.Validation(valid=False, problems=locate(yaml, error.problems))
+        return schemas.Validation(valid=True, config=spec.model_dump(mode="json"), config_hash="cd" * 32)
+
+    def submit(
+        self, *, yaml: str | None = None, name: str | None = None, tags: list[str] | None = None, priority: int = 0,
+        idempotency_key: str | None = None,
+    ) -> schemas.Experiment:  # fmt: skip
+        self._call("submit")
+        validation = self.validate(yaml=yaml)
+        if not validation.valid:
+            raise InvalidRequest("the spec is invalid", validation.problems)
+        self.add("new1", RunState.QUEUED, name=name or "small", tags=tags or [], priority=priority)
+        run = self.stored["new1"]
+        return schemas.Experiment(id="e1", name=run.name, notes="", tags=run.tags, created_at=NOW, runs=[run])
+
+    def runs(
+        self, *, state: list[str] | None = None, search: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> schemas.RunPage:
+        self._call("runs")
+        found = [r for r in self.stored.values() if not search or search in r.name or search in r.id]
+        counts = {s: sum(r.state is s for r in found) for s in RunState}
+        found = [r for r in found if not state or r.state.value in state]
+        start = int(cursor or 0)
+        more = str(start + limit) if start + limit < len(found) else None
+        return schemas.RunPage(items=list(found[start : start + limit]), next_cursor=more, counts=counts)
+
+    def run(self, run_id: str) -> schemas.RunDetail:
+        self._call("run")
+        if run_id not in self.stored:
+            raise NotFound(f"no run {run_id}")
+        return self.stored[run_id]
+
+    def cancel(self, run_id: str) -> schemas.Run:
+        self._call("cancel")
+        run = self.stored[run_id]
+        if run.state.terminal:
+            raise Conflict("the run has ended")
+        self.stored[run_id] = run.model_copy(update={"cancel_requested": True})
+        return self.stored[run_id]
+
+    def events(self, run_id: str) -> list[schemas.Event]:
+        self._call("events")
+        return self.happened[run_id]
+
+    def checkpoints(self, run_id: str) -> list[schemas.Checkpoint]:
+        self._call("checkpoints")
+        return self.saved[run_id]
+
+    def metrics(
+        self, run_id: str, keys: list[str] | None = None, *, max_points: int = 1000, log_x: bool = False
+    ) -> schemas.Metrics:
+        self._call("metrics")
+        known = self.series[run_id]
+        return schemas.Metrics(
+            run_id=run_id, keys=sorted(known), series={k: known[k] for k in keys or known if k in known}
+        )
+
+    def logs(
+        self, run_id: str, *, attempt: int | None = None, stream: str | None = None, tail_bytes: int = 65536
+    ) -> schemas.LogTail:
+        self._call("logs")
+        streams = self.text[run_id]
+        if not streams:
+            raise NotFound("nothing was written yet")
+        name = stream or next(iter(streams))
+        text = streams[name]
+        return schemas.LogTail(attempt=1, name=name, offset=0, length=len(text), text=text, streams=list(streams))
+
+    def workers(self) -> list[schemas.Worker]:
+        self._call("workers")
+        return self.known_workers
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.away:
+            raise Unavailable(f"no answer from {self.url} (connection refused)")
+
+
+def checkpoint(step: int, path: str | None = None, *, removed: bool = False) -> schemas.Checkpoint:
+    """A checkpoint of a step."""
+    return schemas.Checkpoint(
+        step=step,
+        attempt=1,
+        path=path or f"/runs/r/checkpoints/{step:010d}",
+        size_bytes=1_234_567,
+        digest="sha256:" + f"{step:064x}",
+        created_at=NOW,
+        removed=removed,
+    )
+
+
+def worker(name: str = "w1", *, alive: bool = True, slots: int = 1, busy: int = 0) -> schemas.Worker:
+    """A worker."""
+    return schemas.Worker(
+        id="i" + name,
+        name=name,
+        pool="p",
+        executor="local",
+        host="h",
+        user="u",
+        run_root="/runs",
+        slots=slots,
+        busy=busy,
+        alive=alive,
+        draining=False,
+        version="0",
+        last_seen_at=NOW,
+    )
