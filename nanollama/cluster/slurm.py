@@ -22,11 +22,14 @@ _SCRIPT = """\
 #!/bin/bash
 # Slurm signals before the time limit. torchrun would swallow the signal; the file asks the training loop to stop.
 stop_requested={stop_requested}
+child=
+terminated=
 trap 'signalled=1; touch -- "$stop_requested"' USR1
-trap 'signalled=1; kill -TERM "$child"' TERM
+trap 'signalled=1; terminated=1; [ -z "$child" ] || kill -TERM "$child"' TERM
 {environment}
 {command} &
 child=$!
+[ -z "$terminated" ] || kill -TERM "$child"
 while :; do
   signalled=
   wait "$child"

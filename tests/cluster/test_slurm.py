@@ -161,7 +161,7 @@ def test_term_is_passed_on_to_the_command(tmp_path: Path) -> None:
     program.write_text("#!/bin/bash\ntrap 'exit 33' TERM\necho ready\nwhile :; do sleep 0.01; done\n")
     program.chmod(0o755)
     script = batch_script(SlurmSpec(), job(tmp_path, python=str(program)))
-    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
