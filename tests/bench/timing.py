@@ -1,0 +1,31 @@
+"""Median times, and the row of the table."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text."""
+
+    work: str
+    ours: str
+    beside: str = ""
+    ratio: str = ""
+
+
+def interleaved(candidates: list[Callable[[], object]], *, repeat: int = 5) -> list[float]:
+    """Median seconds of each candidate; they take turns, so that a noisy neighbour disturbs all alike."""
+    times: list[list[float]] = [[] for _ in candidates]
+    for candidate in candidates:
+        candidate()
+    for _ in range(repeat):
+        for seconds, candidate in zip(times, candidates, strict=True):
+            start = time.perf_counter()
+            candidate()
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
