@@ -1,0 +1,114 @@
+"""`python -m backend serve` and `python -m backend migrate`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.app import create_app
+from backend.database import Database
+from backend.migrate import current_revision, head_revision, migrate
+from backend.server import Server, bind
+from backend.settings import DEFAULT_DATABASE_URL, Settings, SettingsError, load_settings
+
+EXIT_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends in one line on standard error and exit code 2."""
+    given = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(
+            os.environ,
+            database_url=given.database_url,
+            log_level=given.log_level,
+            host=getattr(given, "host", None),
+            port=getattr(given, "port", None),
+        )
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        if given.command == "migrate":
+            return _migrate(settings)
+        return _serve(settings, migrate_first=given.migrate)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--database-url", help=f"SQLite or Postgres; $N2N_DATABASE_URL, or {DEFAULT_DATABASE_URL} when absent"
+    )
+    common.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="warning when absent")
+    parser = argparse.ArgumentParser(prog="python -m backend", description="The service: REST in front of a database.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", parents=[common], help="answer requests")
+    serve.add_argument("--host", help="loopback address to listen on; 127.0.0.1 when absent")
+    serve.add_argument("--port", type=int, help="0 takes any free one; 8420 when absent")
+    serve.add_argument("--migrate", action="store_true", help="bring the database to the newest schema first")
+    commands.add_parser("migrate", parents=[common], help="bring the database to the newest schema")
+    return parser
+
+
+def _migrate(settings: Settings) -> int:
+    database = Database(settings.database_url)
+    try:
+        migrate(database)
+    except (SQLAlchemyError, OSError) as error:
+        raise _unusable(database, error) from None
+    finally:
+        database.dispose()
+    print(f"{database.url} is at {head_revision()}", flush=True)
+    return 0
+
+
+def _serve(settings: Settings, *, migrate_first: bool) -> int:
+    listener = bind(settings.host, settings.port)
+    with listener:
+        _check_schema(settings, migrate_first=migrate_first)
+        host, port = listener.getsockname()[:2]
+        print(f"serving http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        # uvicorn raises the signal again once it has shut down: that is a clean end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        server = Server(create_app(settings), settings.log_level)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def _check_schema(settings: Settings, *, migrate_first: bool) -> None:
+    database = Database(settings.database_url)
+    try:
+        if migrate_first:
+            migrate(database)
+        if database.path is not None and not database.path.is_file():
+            raise SettingsError(f"there is no database {database.url} yet; {_remedy(database)}")
+        found, head = current_revision(database), head_revision()
+    except (SQLAlchemyError, OSError) as error:
+        raise _unusable(database, error) from None
+    finally:
+        database.dispose()
+    if found != head:
+        have = f"has the schema {found}" if found else "has no schema"
+        raise SettingsError(f"the database {database.url} {have}, but {head} is needed; {_remedy(database)}")
+
+
+def _remedy(database: Database) -> str:
+    return f"run `python -m backend migrate --database-url {database.url}`, or serve with --migrate"
+
+
+def _unusable(database: Database, error: Exception) -> SettingsError:
+    cause = getattr(error, "orig", None) or error
+    reason = " ".join(str(cause).split())
+    return SettingsError(f"cannot use the database {database.url}: {reason}; check --database-url")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

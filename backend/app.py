@@ -1,0 +1,115 @@
+"""The application: rooms, middleware and errors put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.concurrency import run_in_threadpool
+
+import nanollama
+from backend.checkpoints.endpoints import router as checkpoints_router
+from backend.database import Database
+from backend.deps import Clock, Context, ContextDep, error_responses, utc_now
+from backend.errors import MEDIA_TYPE, install_error_handlers
+from backend.experiments.endpoints import router as experiments_router
+from backend.metrics.endpoints import router as metrics_router
+from backend.middleware import BodyLimit, LoopbackOnly, RequestIds
+from backend.notifier import Notifier
+from backend.queue.endpoints import router as queue_router
+from backend.queue.sync import extend_leases
+from backend.runs.endpoints import router as runs_router
+from backend.settings import Settings
+from backend.specs.endpoints import router as specs_router
+from backend.streams.endpoints import router as streams_router
+from backend.workers.endpoints import router as workers_router
+from nanollama.api.schemas import Health
+
+TAGS = [
+    {"name": "specs", "description": "Configs: those that ship with the project, and the check of one's own."},
+    {"name": "experiments", "description": "A submitted config and the runs that it made."},
+    {"name": "runs", "description": "Training runs: state, metrics, logs, checkpoints."},
+    {"name": "workers", "description": "Machines that execute runs; for daemons, and to see who is alive."},
+    {"name": "attempts", "description": "What a worker reports of the attempts that it leases."},
+    {"name": "service", "description": "The service itself."},
+]
+
+service_router = APIRouter(tags=["service"])
+
+
+@service_router.get("/health", summary="Whether the service answers", responses=error_responses())
+def health(context: ContextDep) -> Health:
+    """Liveness."""
+    return Health(version=nanollama.__version__, database=context.database.kind)
+
+
+def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
+    """The service on a database that is at the newest schema.
+
+    Args:
+        settings: where the database is, and the terms of leases.
+        clock: the server's clock, which tests move.
+    """
+    context = Context(settings=settings, database=Database(settings.database_url), notifier=Notifier(), clock=clock)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(_start, context)
+        try:
+            yield
+        finally:
+            context.notifier.close()
+            context.database.dispose()
+
+    app = FastAPI(
+        title="Nodes to Narratives",
+        version=nanollama.__version__,
+        summary="Submit training configs, follow the runs, compare the loss with its entropy bound.",
+        openapi_tags=TAGS,
+        openapi_url="/api/v1/openapi.json",
+        lifespan=lifespan,
+    )
+    app.state.context = context
+    api = APIRouter(prefix="/api/v1")
+    for router in (
+        specs_router,
+        experiments_router,
+        runs_router,
+        metrics_router,
+        checkpoints_router,
+        streams_router,
+        queue_router,
+        workers_router,
+        service_router,
+    ):
+        api.include_router(router)
+    app.include_router(api)
+    install_error_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(LoopbackOnly)
+    app.add_middleware(RequestIds)
+    _document_problems(app)
+    return app
+
+
+def _start(context: Context) -> None:
+    with context.database.write() as session:
+        extend_leases(session, context.clock(), context.settings)
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Let the documentation say that errors are application/problem+json."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for path in plain()["paths"].values():
+                for operation in path.values():
+                    for status, response in operation["responses"].items():
+                        if status >= "400":
+                            response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
+        return plain()
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend its documentation

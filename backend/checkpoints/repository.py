@@ -1,0 +1,43 @@
+"""Queries on checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from backend.tables import Attempt, Checkpoint
+
+
+class CheckpointRepository:
+    """Checkpoints of runs, one a step."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def save(self, attempt: Attempt, step: int, **values: Any) -> bool:
+        """Store a checkpoint of a locked attempt, in place of one of the same step; whether the step is new."""
+        row = self._session.get(Checkpoint, (attempt.run_id, step))
+        if row is None:
+            self._session.add(
+                Checkpoint(run_id=attempt.run_id, step=step, attempt=attempt.number, removed=False, **values)
+            )
+            self._session.flush()
+            return True
+        row.attempt, row.removed = attempt.number, False
+        for key, value in values.items():
+            setattr(row, key, value)
+        return False
+
+    def remove(self, run_id: str, step: int) -> None:
+        """Note that a checkpoint is gone."""
+        self._session.execute(
+            update(Checkpoint).where(Checkpoint.run_id == run_id, Checkpoint.step == step).values(removed=True)
+        )
+
+    def of_run(self, run_id: str) -> list[Checkpoint]:
+        """Checkpoints of a run by step, removed ones too."""
+        return list(
+            self._session.scalars(select(Checkpoint).where(Checkpoint.run_id == run_id).order_by(Checkpoint.step))
+        )

@@ -1,0 +1,105 @@
+"""Connections and transactions.
+
+One request is one transaction, opened and closed by its endpoint within one thread. As a FastAPI dependency, the half
+that closes would queue for a thread while it holds SQLite's write lock, behind threads that wait for that lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from backend.columns import dump_json
+from backend.settings import parse_database_url
+
+BUSY_SECONDS = 30
+POOL_SIZE, POOL_OVERFLOW = 10, 30  # together the threads that serve requests: a thread never waits for a connection
+
+
+class Database:
+    """The engine, and the two kinds of transaction.
+
+    Args:
+        url: SQLite or Postgres.
+
+    Raises:
+        ValueError: a URL that is neither.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = parse_database_url(url)
+        self.url = parsed.render_as_string(hide_password=True)
+        self.sqlite = parsed.get_backend_name() == "sqlite"
+        self.kind = "sqlite" if self.sqlite else "postgresql"
+        self.path = Path(parsed.database) if self.sqlite and parsed.database else None
+        arguments: dict[str, Any] = (
+            {"timeout": BUSY_SECONDS, "check_same_thread": False} if self.sqlite else {"connect_timeout": 10}
+        )
+        self.engine = create_engine(
+            parsed,
+            connect_args=arguments,
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_OVERFLOW,
+            pool_pre_ping=not self.sqlite,
+            json_serializer=dump_json,
+            json_deserializer=json.loads,
+        )
+        if self.sqlite:
+            _prepare_sqlite(self.engine)
+            self._reader = self.engine.execution_options(read_only=True)
+        else:
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        # SQLite lets one writer in and has the others poll with growing pauses; in our own process they can queue
+        self._writer: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if self.sqlite else contextlib.nullcontext()
+        )
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads, from one snapshot."""
+        with Session(self._reader, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that may write: committed when the block ends, undone when it raises."""
+        with self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions are ours: see begin
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer don't block each other
+        # FULL syncs the log at every commit. NORMAL would survive kill -9 of the service but not a power cut, and a
+        # worker deletes nothing yet forgets what it was told is stored: acknowledged means on the disk.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred BEGIN that reads first and writes later fails at once with BUSY, whatever the timeout, when another
+        # writer came between: a transaction that may write takes the lock at its start.
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def upsert(session: Session, table: Any) -> Any:
+    """An INSERT of the session's own dialect, which has ON CONFLICT."""
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    return dialect.insert(table)

@@ -1,0 +1,1 @@
+"""Experiments: a spec and the runs that it made."""

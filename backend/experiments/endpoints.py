@@ -1,0 +1,61 @@
+"""Experiments: submit, list, detail."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, status
+
+from backend.deps import ContextDep, ExperimentId, error_responses
+from backend.experiments.service import ExperimentService
+from backend.specs.service import parse_spec
+from nanollama.api.errors import InvalidRequest
+from nanollama.api.schemas import Experiment, ExperimentCreate, ExperimentPage
+from nanollama.spec.base import SpecError
+
+router = APIRouter(prefix="/experiments", tags=["experiments"])
+
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="a repetition with the same key and body creates nothing and gets the same answer",
+    ),
+]
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a config", responses=error_responses(409, 413))
+def create_experiment(
+    context: ContextDep, body: ExperimentCreate, idempotency_key: IdempotencyKeyHeader = None
+) -> Experiment:
+    """Create an experiment and queue its runs. An invalid config is refused with every problem, and nothing is kept."""
+    try:
+        spec = parse_spec(body)
+    except SpecError as error:
+        count = len(error.problems)
+        detail = f"the config has {count} problem{'s' if count > 1 else ''}"
+        raise InvalidRequest(detail, error.problems) from None
+    with context.database.write() as session:
+        experiment = ExperimentService(session, context.clock()).submit(body, spec, idempotency_key)
+    context.notifier.notify()
+    return experiment
+
+
+@router.get("", summary="List experiments", responses=error_responses())
+def list_experiments(
+    context: ContextDep,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=32, description="`next_cursor` of the page before")] = None,
+) -> ExperimentPage:
+    """Experiments with their runs, newest first."""
+    with context.database.read() as session:
+        return ExperimentService(session, context.clock()).page(limit=limit, cursor=cursor)
+
+
+@router.get("/{experiment_id}", summary="One experiment", responses=error_responses(404))
+def get_experiment(context: ContextDep, experiment_id: ExperimentId) -> Experiment:
+    """An experiment with its runs."""
+    with context.database.read() as session:
+        return ExperimentService(session, context.clock()).get(experiment_id)

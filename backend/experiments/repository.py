@@ -1,0 +1,55 @@
+"""Queries on experiments and idempotency keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from backend.database import upsert
+from backend.tables import Experiment, IdempotencyKey
+
+
+class ExperimentRepository:
+    """Experiments."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, experiment: Experiment) -> None:
+        """Insert an experiment."""
+        self._session.add(experiment)
+        self._session.flush()
+
+    def get(self, experiment_id: str) -> Experiment | None:
+        """One experiment."""
+        return self._session.get(Experiment, experiment_id)
+
+    def page(self, *, limit: int, cursor: str | None) -> list[Experiment]:
+        """Up to `limit` experiments, newest first, older than the one whose id is `cursor`."""
+        query = select(Experiment).order_by(Experiment.id.desc()).limit(limit)
+        if cursor is not None:
+            query = query.where(Experiment.id < cursor)
+        return list(self._session.scalars(query))
+
+
+class IdempotencyRepository:
+    """Keys that clients gave to requests."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def take(self, key: str, request_hash: str, now: datetime) -> IdempotencyKey | None:
+        """Reserve a key. None when it was free, else its row; waits for a request that is about to take it."""
+        values = {"key": key, "request_hash": request_hash, "created_at": now}
+        statement = upsert(self._session, IdempotencyKey).values(**values).on_conflict_do_nothing()
+        taken = self._session.execute(statement.returning(IdempotencyKey.key)).first()
+        if taken is not None:
+            return None
+        return self._session.scalars(select(IdempotencyKey).where(IdempotencyKey.key == key)).one()
+
+    def answered(self, key: str, answer: dict[str, Any]) -> None:
+        """Store the answer of the request that took the key."""
+        self._session.execute(update(IdempotencyKey).where(IdempotencyKey.key == key).values(answer=answer))

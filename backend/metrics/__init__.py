@@ -1,0 +1,1 @@
+"""Series of a run, read from its metric lines."""

@@ -1,0 +1,124 @@
+"""What every request passes: host and origin checks, the size limit, a request id and the access log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.errors import problem_response
+from backend.settings import is_loopback
+from nanollama.api.errors import ApiError, Forbidden, TooLarge
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+access_log = logging.getLogger("backend.access")
+
+
+class RequestIds:
+    """Gives each request an id, kept from the caller when it sent one, and writes one line of JSON about it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        start, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            if access_log.isEnabledFor(logging.INFO):
+                line = {
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "milliseconds": round(1000 * (time.perf_counter() - start), 1),
+                }
+                access_log.info(json.dumps(line))
+
+
+class LoopbackOnly:
+    """Refuses requests that a web page of somebody else made.
+
+    A foreign name in Host means that a name was rebound to this machine; a foreign Origin on a method that changes
+    something means that another site's page sent it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
+        error = self._check(scope) if scope["type"] == "http" else None
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            await problem_response(error)(scope, receive, send)
+
+    @staticmethod
+    def _check(scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not is_loopback(_hostname(host)):
+            return Forbidden(f"the host '{host[:100]}' is not this machine's loopback; use http://127.0.0.1:<port>")
+        origin = headers.get("origin")
+        if origin is not None and scope["method"] not in SAFE_METHODS and urlsplit(origin).netloc != host:
+            return Forbidden(f"pages of '{origin[:100]}' may not change anything here; call the service from a program")
+        return None
+
+
+def _hostname(netloc: str) -> str:
+    try:
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return ""
+
+
+class BodyLimit:
+    """Refuses bodies over a size, whether announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = TooLarge(f"the body has more than {self._max_bytes:,} bytes; send less at a time")
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await problem_response(error)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(TooLarge.status, error.detail)  # what FastAPI lets through while it reads a body
+            return message
+
+        await self._app(scope, counted, send)

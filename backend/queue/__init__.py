@@ -1,0 +1,1 @@
+"""Leases and transitions: who may execute an attempt, and how it ended."""

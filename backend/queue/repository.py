@@ -1,0 +1,232 @@
+"""Statements on attempts as the queue's entries: claim, adopt, renew, lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select, true, update
+from sqlalchemy.orm import Session, undefer
+from sqlalchemy.sql import ColumnElement
+
+from backend.tables import ACTIVE, Attempt, Run, Transition, Worker
+from nanollama.api.status import AttemptState
+
+CHUNK = 500  # ids in one statement
+
+
+@dataclass(frozen=True)
+class Holding:
+    """An attempt that a worker holds, as the queue knows it."""
+
+    attempt_id: str
+    epoch: int
+    cancel_requested: bool
+    cancel_told: bool
+
+
+class AttemptRepository:
+    """Attempts. Whoever changes several rows locks attempts first, then runs, each in order of id."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._sqlite = session.get_bind().dialect.name == "sqlite"
+
+    def add(self, attempt: Attempt) -> None:
+        """Insert an attempt."""
+        self._session.add(attempt)
+        self._session.flush()
+
+    def lock(self, attempt_id: str) -> Attempt | None:
+        """The attempt, which nobody else changes until the transaction ends."""
+        return self._locked(select(Attempt).where(Attempt.id == attempt_id))
+
+    def lock_newest(self, run_id: str) -> Attempt | None:
+        """The newest attempt of a run, locked."""
+        return self._locked(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number.desc()).limit(1))
+
+    def number(self, run_id: str, number: int) -> Attempt | None:
+        """The attempt of a run with that number."""
+        query = select(Attempt).where(Attempt.run_id == run_id, Attempt.number == number)
+        return self._session.scalars(query).one_or_none()
+
+    # -- what was done already ---------------------------------------------------------------------------------------
+
+    def transition(self, transition_id: str) -> Transition | None:
+        """The report with that id, if it was carried out."""
+        return self._session.get(Transition, transition_id)
+
+    def add_transition(self, transition: Transition) -> None:
+        """Remember a report that was carried out."""
+        self._session.add(transition)
+        self._session.flush()
+
+    # -- leases ------------------------------------------------------------------------------------------------------
+
+    def claim(self, worker: Worker, limit: int, expires: datetime) -> list[str]:
+        """Lease up to `limit` queued attempts to a worker, in one statement; their ids."""
+        return self._lease(worker, _next_in_line(limit), expires, state=AttemptState.LEASED)
+
+    def adopt(self, worker: Worker, now: datetime, expires: datetime) -> list[str]:
+        """Lease to a worker the attempts of its pool whose lease has expired, in one statement; their ids."""
+        chosen = select(Attempt.id).where(*_adoptable(worker, now)).order_by(Attempt.id)
+        return self._lease(worker, chosen, expires)
+
+    def redeliver(self, worker: Worker, attempt_ids: Sequence[str], expires: datetime) -> list[str]:
+        """Lease to a worker anew what it holds but does not know of; their ids."""
+        ids = []
+        for chunk in _chunks(attempt_ids):
+            ids += self._lease(worker, select(Attempt.id).where(Attempt.id.in_(chunk)), expires)
+        return ids
+
+    def renew(self, attempt_ids: Sequence[str], expires: datetime) -> None:
+        """Extend leases."""
+        for chunk in _chunks(attempt_ids):
+            self._set(chunk, lease_expires_at=expires)
+
+    def told_to_cancel(self, attempt_ids: Sequence[str]) -> None:
+        """Note that the holders have been told."""
+        for chunk in _chunks(attempt_ids):
+            self._set(chunk, cancel_told_epoch=Attempt.epoch)
+
+    def extend_all(self, executor: str, expires: datetime) -> None:
+        """Let no lease of the workers with that executor end before `expires`."""
+        workers = select(Worker.id).where(Worker.executor == executor)
+        self._session.execute(
+            update(Attempt)
+            .where(Attempt.state.in_(ACTIVE), Attempt.worker_id.in_(workers), Attempt.lease_expires_at < expires)
+            .values(lease_expires_at=expires)
+            .execution_options(synchronize_session=False)
+        )
+
+    def held_by(self, worker_id: str) -> list[Holding]:
+        """What a worker holds, locked until the transaction ends."""
+        query = (
+            select(Attempt.id, Attempt.epoch, Run.cancel_requested, Attempt.cancel_told_epoch)
+            .join(Run, Run.id == Attempt.run_id)
+            .where(Attempt.worker_id == worker_id, Attempt.state.in_(ACTIVE))
+            .order_by(Attempt.id)
+            .with_for_update(of=Attempt)
+        )
+        return [Holding(i, epoch, asked, told == epoch) for i, epoch, asked, told in self._session.execute(query)]
+
+    def leased(self, attempt_ids: Iterable[str]) -> list[tuple[Attempt, Run]]:
+        """Attempts with their runs and configs, by age of the run."""
+        found: list[tuple[Attempt, Run]] = []
+        for chunk in _chunks(list(attempt_ids)):
+            query = (
+                select(Attempt, Run)
+                .join(Run, Run.id == Attempt.run_id)
+                .where(Attempt.id.in_(chunk))
+                .options(undefer(Run.config))
+                .execution_options(populate_existing=True)
+            )
+            found += [(attempt, run) for attempt, run in self._session.execute(query)]
+        return sorted(found, key=lambda pair: pair[0].run_id)
+
+    # -- looks that lock nothing -------------------------------------------------------------------------------------
+
+    def any_queued(self) -> bool:
+        """Whether an attempt waits for a worker."""
+        return self._any(Attempt.state == AttemptState.QUEUED)
+
+    def any_adoptable(self, worker: Worker, now: datetime) -> bool:
+        """Whether the worker could adopt an attempt."""
+        return self._any(*_adoptable(worker, now))
+
+    def any_untold_cancel(self, worker_id: str) -> bool:
+        """Whether the worker holds an attempt that it should cancel and has not been told about."""
+        query = (
+            select(true())
+            .select_from(Attempt)
+            .join(Run, Run.id == Attempt.run_id)
+            .where(Attempt.worker_id == worker_id, Attempt.state.in_(ACTIVE), Run.cancel_requested)
+            .where(func.coalesce(Attempt.cancel_told_epoch, -1) != Attempt.epoch)
+            .limit(1)
+        )
+        return self._session.scalar(query) is not None
+
+    def count_active(self) -> int:
+        """Number of attempts that are leased."""
+        return self._session.scalar(select(func.count()).select_from(Attempt).where(Attempt.state.in_(ACTIVE))) or 0
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _locked(self, query: Select[Attempt]) -> Attempt | None:
+        query = query.with_for_update().execution_options(populate_existing=True)
+        return self._session.scalars(query).one_or_none()
+
+    def _any(self, *conditions: ColumnElement[bool]) -> bool:
+        return self._session.scalar(select(true()).select_from(Attempt).where(*conditions).limit(1)) is not None
+
+    def _set(self, attempt_ids: Sequence[str], **values: Any) -> None:
+        self._session.execute(
+            update(Attempt)
+            .where(Attempt.id.in_(attempt_ids))
+            .values(**values)
+            .execution_options(synchronize_session=False)
+        )
+
+    def _lease(self, worker: Worker, chosen: Select[str], expires: datetime, **values: Any) -> list[str]:
+        """Give the chosen attempts to a worker under a new epoch, in one statement that no other claim overlaps."""
+        statement = update(Attempt).values(
+            epoch=Attempt.epoch + 1,
+            worker_id=worker.id,
+            pool=worker.pool,
+            lease_expires_at=expires,
+            cancel_told_epoch=None,
+            **values,
+        )
+        if self._sqlite:
+            statement = statement.where(Attempt.id.in_(chosen))
+        else:
+            # in a CTE: as a subquery the planner may run it more than once and lock more rows than the limit
+            picked = chosen.with_for_update(of=Attempt, skip_locked=True).cte("picked")
+            statement = statement.where(Attempt.id == picked.c.id)
+        statement = statement.returning(Attempt.id).execution_options(synchronize_session=False)
+        return list(self._session.scalars(statement))
+
+
+def _next_in_line(limit: int) -> Select[str]:
+    """Queued attempts by priority, then fair share between experiments, then age of the run.
+
+    Fair share: the k-th waiting attempt of an experiment takes its turn as if k-1 more of it were active already.
+    """
+    busy = (
+        select(Attempt.experiment_id, func.count().label("number"))
+        .where(Attempt.state.in_(ACTIVE))
+        .group_by(Attempt.experiment_id)
+        .cte("busy")
+    )
+    place = func.row_number().over(
+        partition_by=Attempt.experiment_id, order_by=(Attempt.priority.desc(), Attempt.run_id)
+    )
+    waiting = (
+        select(Attempt.id, (func.coalesce(busy.c.number, 0) + place).label("turn"))
+        .outerjoin(busy, busy.c.experiment_id == Attempt.experiment_id)
+        .where(Attempt.state == AttemptState.QUEUED)
+        .cte("waiting")
+    )
+    return (
+        select(Attempt.id)
+        .join(waiting, waiting.c.id == Attempt.id)
+        .where(Attempt.state == AttemptState.QUEUED)
+        .order_by(Attempt.priority.desc(), waiting.c.turn, Attempt.run_id)
+        .limit(limit)
+    )
+
+
+def _adoptable(worker: Worker, now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return (
+        Attempt.state.in_(ACTIVE),
+        Attempt.pool == worker.pool,
+        Attempt.worker_id != worker.id,
+        Attempt.lease_expires_at < now,
+    )
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), CHUNK):
+        yield ids[start : start + CHUNK]

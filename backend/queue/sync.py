@@ -1,0 +1,182 @@
+"""Heartbeat, recovery, adoption and claim of a worker, in one transaction; and the long poll around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from backend.deps import Context
+from backend.queue.repository import AttemptRepository, Holding
+from backend.runs.repository import EventRepository, RunRepository
+from backend.settings import Settings
+from backend.tables import Attempt, Run, Worker
+from backend.workers.repository import WorkerRepository
+from backend.workers.service import no_worker
+from nanollama.api import schemas
+from nanollama.api.status import AttemptState, RunState
+
+
+@dataclass(frozen=True)
+class Synced:
+    """The answer, whether it says anything new, and the number of this sync."""
+
+    reply: schemas.SyncReply
+    news: bool
+    serial: int
+
+
+class SyncService:
+    """A worker's sync, as of one moment."""
+
+    def __init__(self, session: Session, now: datetime, settings: Settings) -> None:
+        self._now = now
+        self._settings = settings
+        self._attempts = AttemptRepository(session)
+        self._workers = WorkerRepository(session)
+        self._runs = RunRepository(session)
+        self._events = EventRepository(session)
+
+    def sync(self, worker_id: str, request: schemas.SyncRequest, serial: int | None = None) -> Synced:
+        """Renew, re-deliver, adopt, claim and list cancels, in this order.
+
+        Args:
+            worker_id: who asks.
+            request: what it holds and wants.
+            serial: number of this sync when it has waited; it gets nothing if a newer one of the worker came.
+
+        Raises:
+            NotFound: the worker is not registered.
+        """
+        worker = self._workers.lock(worker_id)
+        if worker is None:
+            raise no_worker(worker_id)
+        if serial is not None and serial != worker.syncs:
+            return Synced(self._reply(), news=True, serial=worker.syncs)
+        if serial is None:
+            worker.syncs += 1
+        worker.last_seen_at, worker.draining = self._now, request.draining
+        expires = self._now + timedelta(seconds=self._settings.terms(worker.executor).lease_seconds)
+
+        holdings = self._attempts.held_by(worker_id)
+        listed = {held.attempt_id: held.epoch for held in request.held}
+        renewed = [h for h in holdings if listed.get(h.attempt_id) == h.epoch]
+        self._attempts.renew([h.attempt_id for h in renewed], expires)
+        unknown = [h.attempt_id for h in holdings if h.attempt_id not in listed]
+        redelivered = self._attempts.redeliver(worker, unknown, expires)
+        adopted = [] if request.draining else self._attempts.adopt(worker, self._now, expires)
+        free = 0 if request.draining else request.free_slots - len(redelivered) - len(adopted)
+        claimed = self._attempts.claim(worker, free, expires) if free > 0 else []
+
+        leases = self._deliver(worker, redelivered, adopted, claimed)
+        cancels, untold = self._cancels(renewed, leases)
+        lost = sorted(listed.keys() - {h.attempt_id for h in renewed})
+        reply = self._reply(leases=leases, lost=lost, cancel=cancels)
+        return Synced(reply, news=bool(leases or lost or untold), serial=worker.syncs)
+
+    def has_news(self, worker_id: str, request: schemas.SyncRequest, serial: int) -> bool:
+        """Whether another look would find something for a sync that waits. Changes and locks nothing."""
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.syncs != serial or self._attempts.any_untold_cancel(worker_id):
+            return True
+        if request.draining:
+            return False
+        return self._attempts.any_adoptable(worker, self._now) or (
+            request.free_slots > 0 and self._attempts.any_queued()
+        )
+
+    def _deliver(
+        self, worker: Worker, redelivered: list[str], adopted: list[str], claimed: list[str]
+    ) -> list[schemas.Lease]:
+        pairs = self._attempts.leased([*redelivered, *adopted, *claimed])
+        kinds = dict.fromkeys(redelivered, "redelivered") | dict.fromkeys(adopted, "adopted")
+        self._runs.set_many([run.id for _, run in pairs], worker=worker.name)
+        self._runs.set_many([a.run_id for a, _ in pairs if a.id not in kinds], state=RunState.LEASED, reason=None)
+        for attempt, run in pairs:
+            kind = kinds.get(attempt.id, "transition")
+            claim = kind == "transition"
+            self._events.add(
+                run.id,
+                kind,
+                self._now,
+                attempt=attempt.number,
+                from_state=AttemptState.QUEUED.value if claim else None,
+                to_state=AttemptState.LEASED.value if claim else None,
+                epoch=attempt.epoch,
+                message=f"{'leased' if claim else kind} to worker {worker.name}",
+            )
+        return [_lease_view(attempt, run) for attempt, run in pairs]
+
+    def _cancels(self, renewed: list[Holding], leases: list[schemas.Lease]) -> tuple[list[str], bool]:
+        """The held attempts to cancel, and whether the worker has not heard of one of them yet."""
+        wanted = [h for h in renewed if h.cancel_requested]
+        untold = [h.attempt_id for h in wanted if not h.cancel_told]
+        self._attempts.told_to_cancel([*untold, *(lease.attempt_id for lease in leases if lease.cancel_requested)])
+        return [h.attempt_id for h in wanted], bool(untold)
+
+    def _reply(
+        self, leases: list[schemas.Lease] | None = None, lost: list[str] | None = None, cancel: list[str] | None = None
+    ) -> schemas.SyncReply:
+        pause = max(self._settings.upload_seconds, self._attempts.count_active() / self._settings.uploads_per_second)
+        return schemas.SyncReply(leases=leases or [], lost=lost or [], cancel=cancel or [], upload_seconds=pause)
+
+
+async def sync_or_wait(
+    context: Context,
+    worker_id: str,
+    request: schemas.SyncRequest,
+    disconnected: Callable[[], Awaitable[bool]],
+) -> schemas.SyncReply:
+    """Answer at once when there is something to say, otherwise when there is, or after `wait_seconds`.
+
+    While it waits, it only reads: woken by what this process does, and now and then for what others do.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + request.wait_seconds
+    seen = context.notifier.version
+
+    def sync(serial: int | None) -> Synced:
+        with context.database.write() as session:
+            return SyncService(session, context.clock(), context.settings).sync(worker_id, request, serial)
+
+    def has_news(serial: int) -> bool:
+        with context.database.read() as session:
+            return SyncService(session, context.clock(), context.settings).has_news(worker_id, request, serial)
+
+    done = await run_in_threadpool(sync, None)
+    while not done.news and not context.notifier.closed:
+        left = deadline - loop.time()
+        if left <= 0 or await disconnected():
+            break
+        await context.notifier.wait(seen, min(left, context.settings.poll_seconds))
+        seen = context.notifier.version
+        if await run_in_threadpool(has_news, done.serial):
+            if await disconnected():
+                break  # nobody would learn of what we claim for it
+            done = await run_in_threadpool(sync, done.serial)
+    return done.reply
+
+
+def extend_leases(session: Session, now: datetime, settings: Settings) -> None:
+    """Give every worker a full lease from now on: nobody could renew while the service was down."""
+    attempts = AttemptRepository(session)
+    for executor in ("local", "slurm", "fake"):
+        attempts.extend_all(executor, now + timedelta(seconds=settings.terms(executor).lease_seconds))
+
+
+def _lease_view(attempt: Attempt, run: Run) -> schemas.Lease:
+    return schemas.Lease(
+        attempt_id=attempt.id,
+        run_id=run.id,
+        run_name=run.name,
+        number=attempt.number,
+        epoch=attempt.epoch,
+        state=attempt.state,
+        app=run.app,
+        config=run.config,
+        cancel_requested=run.cancel_requested,
+    )

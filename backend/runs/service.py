@@ -1,0 +1,124 @@
+"""What people see of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from backend.runs.repository import EventRepository, RunRepository
+from backend.tables import Attempt, Event, Run
+from nanollama.api import schemas
+from nanollama.api.errors import NotFound
+from nanollama.api.status import RunState
+
+
+class RunService:
+    """Reads of runs, attempts and events."""
+
+    def __init__(self, session: Session) -> None:
+        self._runs = RunRepository(session)
+        self._events = EventRepository(session)
+
+    def page(
+        self, *, states: Sequence[RunState], search: str | None, limit: int, cursor: str | None
+    ) -> schemas.RunPage:
+        """A page of runs, and the counts by state over all runs that match the search."""
+        rows = self._runs.page(states=states, search=search, limit=limit + 1, cursor=cursor)
+        return schemas.RunPage(
+            items=[run_view(row) for row in rows[:limit]],
+            next_cursor=rows[limit - 1].id if len(rows) > limit else None,
+            counts=self._runs.counts(search),
+        )
+
+    def detail(self, run_id: str) -> schemas.RunDetail:
+        """One run with config and result. Raises NotFound."""
+        row = self._runs.get(run_id, details=True)
+        if row is None:
+            raise no_run(run_id)
+        return schemas.RunDetail(**dict(run_view(row)), config=row.config, result=row.result)
+
+    def require(self, run_id: str) -> Run:
+        """The row of a run. Raises NotFound."""
+        row = self._runs.get(run_id)
+        if row is None:
+            raise no_run(run_id)
+        return row
+
+    def attempts(self, run_id: str) -> list[schemas.Attempt]:
+        """Attempts, oldest first. Raises NotFound."""
+        self.require(run_id)
+        return [attempt_view(row) for row in self._runs.attempts(run_id)]
+
+    def events(self, run_id: str) -> list[schemas.Event]:
+        """Events, oldest first. Raises NotFound."""
+        self.require(run_id)
+        return [event_view(row) for row in self._events.of_run(run_id)]
+
+
+def no_run(run_id: str) -> NotFound:
+    """The error for a run that does not exist."""
+    return NotFound(f"there is no run '{run_id}'")
+
+
+def run_view(row: Run) -> schemas.Run:
+    """A run as the wire shows it."""
+    return schemas.Run(
+        id=row.id,
+        experiment_id=row.experiment_id,
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        cancel_requested=row.cancel_requested,
+        unknown_since=row.unknown_since,
+        attempt=row.attempt,
+        priority=row.priority,
+        tags=row.tags,
+        config_hash=row.config_hash,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        progress=schemas.Progress(
+            step=row.step,
+            total_steps=row.total_steps,
+            tokens=row.tokens,
+            loss=row.latest.get("loss"),
+            bound=row.latest.get("bound"),
+            excess=row.latest.get("excess"),
+            tokens_per_second=row.latest.get("tokens_per_second"),
+            updated_at=row.progress_at,
+        ),
+        worker=row.worker,
+    )
+
+
+def attempt_view(row: Attempt) -> schemas.Attempt:
+    """An attempt as the wire shows it."""
+    return schemas.Attempt(
+        id=row.id,
+        run_id=row.run_id,
+        number=row.number,
+        state=row.state,
+        epoch=row.epoch,
+        reason=row.reason,
+        exit_code=row.exit_code,
+        worker_id=row.worker_id,
+        attempt_dir=row.attempt_dir,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def event_view(row: Event) -> schemas.Event:
+    """An event as the wire shows it."""
+    return schemas.Event(
+        id=row.id,
+        attempt=row.attempt,
+        kind=row.kind,
+        at=row.at,
+        from_state=row.from_state,
+        to_state=row.to_state,
+        step=row.step,
+        message=row.message,
+    )

@@ -1,0 +1,48 @@
+"""The server process around the application."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from backend.deps import Context
+from backend.settings import SettingsError
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that lets go of the requests that only wait, as soon as it is asked to stop."""
+
+    def __init__(self, app: FastAPI, log_level: str) -> None:
+        config = uvicorn.Config(
+            app,
+            log_level="warning" if log_level == "info" else log_level,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=10,
+        )
+        super().__init__(config)
+        self._context: Context = app.state.context
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the long polls, then as usual: no new connection, wait for the requests that work."""
+        self._context.notifier.close()
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes any free one.
+
+    Raises:
+        SettingsError: the port is in use, or may not be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; stop what uses the port, or choose another one with "
+            "--port (--port 0 takes any free one)"
+        ) from None

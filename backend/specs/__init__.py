@@ -1,0 +1,1 @@
+"""Validation of configs, and the ones that ship with the project."""

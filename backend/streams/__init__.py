@@ -1,0 +1,1 @@
+"""Byte streams of attempts: logs, metric lines and events."""

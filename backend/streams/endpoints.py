@@ -1,0 +1,66 @@
+"""Streams: upload by workers, logs for people."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from backend.columns import BIGINT_MAX
+from backend.deps import AttemptId, ContextDep, RunId, error_responses
+from backend.streams.service import StreamService
+from nanollama.api.schemas import LogTail, StreamInfo
+
+router = APIRouter()
+
+
+async def _raw_body(request: Request) -> bytes:
+    return await request.body()
+
+
+_BODY_DOCS = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.put(
+    "/attempts/{attempt_id}/streams/{name:path}",
+    tags=["attempts"],
+    summary="Append to a stream",
+    responses=error_responses(404, 409, 413, 416),
+    openapi_extra=_BODY_DOCS,
+)
+def put_stream(
+    *,
+    context: ContextDep,
+    attempt_id: AttemptId,
+    name: Annotated[str, Path(description="metrics/rank<k>.jsonl, events.jsonl, logs/rank<k>.log or stdout.log")],
+    offset: Annotated[int, Query(ge=0, le=BIGINT_MAX, description="where the body stands in the worker's file")],
+    epoch: Annotated[int, Query(ge=0, description="of the lease")],
+    data: Annotated[bytes, Depends(_raw_body)],
+) -> StreamInfo:
+    """Bytes that the server has are ignored, so that a repetition is harmless; a gap is answered with 416.
+
+    Of metrics and events only whole lines are taken, and their content in the same transaction: go on from the answered
+    `length`.
+    """
+    with context.database.write() as session:
+        return StreamService(session, context.clock()).put(attempt_id, name, epoch=epoch, offset=offset, data=data)
+
+
+@router.get("/runs/{run_id}/logs", tags=["runs"], summary="The end of a log", responses=error_responses(404))
+def read_log(
+    context: ContextDep,
+    run_id: RunId,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="number; the newest when absent")] = None,
+    stream: Annotated[
+        str | None, Query(max_length=64, description="logs/rank<k>.log or stdout.log; rank 0's when absent")
+    ] = None,
+    tail_bytes: Annotated[int, Query(ge=1, le=4 << 20)] = 65536,
+) -> LogTail:
+    """The last bytes of a log as text. Without `stream`: rank 0's log if it has any, otherwise standard output."""
+    with context.database.read() as session:
+        return StreamService(session, context.clock()).tail(run_id, number=attempt, name=stream, max_bytes=tail_bytes)

@@ -1,0 +1,71 @@
+"""Queries on streams and their bytes."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from backend.tables import Stream, StreamChunk
+
+CHUNK_BYTES = 64 << 10  # small uploads are merged into rows of about this size, so that a tail reads few rows
+
+
+class StreamRepository:
+    """Byte streams, stored as abutting chunks."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def length(self, attempt_id: str, name: str) -> int:
+        """Bytes stored; 0 for a stream that has none yet."""
+        query = select(Stream.length).where(Stream.attempt_id == attempt_id, Stream.name == name)
+        return self._session.scalar(query) or 0
+
+    def names(self, attempt_id: str) -> list[str]:
+        """Streams of an attempt that have bytes."""
+        query = select(Stream.name).where(Stream.attempt_id == attempt_id).order_by(Stream.name)
+        return list(self._session.scalars(query))
+
+    def append(self, attempt_id: str, name: str, length: int, data: bytes) -> None:
+        """Add bytes to a stream of `length` bytes, whose attempt is locked."""
+        key = {"attempt_id": attempt_id, "name": name}
+        if length == 0:
+            self._session.execute(insert(Stream).values(**key, length=len(data)))
+        else:
+            self._session.execute(
+                update(Stream)
+                .where(Stream.attempt_id == attempt_id, Stream.name == name)
+                .values(length=length + len(data))
+            )
+        last = self._last_chunk(attempt_id, name) if length else None
+        if last is not None and length - last + len(data) <= CHUNK_BYTES:
+            self._session.execute(
+                update(StreamChunk)
+                .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name)
+                .where(StreamChunk.byte_offset == last)
+                .values(data=StreamChunk.data.concat(data))
+                .execution_options(synchronize_session=False)
+            )
+        else:
+            self._session.execute(insert(StreamChunk).values(**key, byte_offset=length, data=data))
+
+    def read(self, attempt_id: str, name: str, start: int) -> bytes:
+        """The bytes from `start` to the end."""
+        first = (
+            select(func.max(StreamChunk.byte_offset))
+            .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name, StreamChunk.byte_offset <= start)
+            .scalar_subquery()
+        )
+        query = (
+            select(StreamChunk.byte_offset, StreamChunk.data)
+            .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name, StreamChunk.byte_offset >= first)
+            .order_by(StreamChunk.byte_offset)
+        )
+        rows = self._session.execute(query).all()
+        return b"".join(data for _, data in rows)[start - rows[0][0] :] if rows else b""
+
+    def _last_chunk(self, attempt_id: str, name: str) -> int | None:
+        query = select(func.max(StreamChunk.byte_offset)).where(
+            StreamChunk.attempt_id == attempt_id, StreamChunk.name == name
+        )
+        return self._session.scalar(query)

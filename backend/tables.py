@@ -1,0 +1,229 @@
+"""Tables. The wire has its own schemas; what both share are the states."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, Enum, Float, ForeignKey, Index, LargeBinary, MetaData, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from backend.columns import BigInt, BigSerial, Json, UtcDateTime, Words
+from nanollama.api.status import AttemptState, RunState
+
+ID = 32
+NAME = 200
+REASON = 10_000
+PATH = 4096
+STREAM = 64
+
+ACTIVE = (AttemptState.LEASED, AttemptState.SUBMITTED, AttemptState.RUNNING)
+"""States in which an attempt is somebody's: it has a lease, and may have processes."""
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: Json,
+        list[str]: Json,
+        float: Float(53),
+        bytes: LargeBinary(),
+        AttemptState: Enum(AttemptState, native_enum=False, length=16),
+        RunState: Enum(RunState, native_enum=False, length=16),
+    }
+
+
+class Experiment(Base):
+    """A spec as it was submitted."""
+
+    __tablename__ = "experiments"
+
+    id: Mapped[str] = mapped_column(Words(ID), primary_key=True)
+    name: Mapped[str] = mapped_column(Words(NAME))
+    notes: Mapped[str] = mapped_column(Words(10_000))
+    tags: Mapped[list[str]]
+    created_at: Mapped[datetime]
+
+
+class Run(Base):
+    """One training run. Its state follows the newest attempt; `latest` holds the newest value of each metric."""
+
+    __tablename__ = "runs"
+    __table_args__ = (Index(None, "state"), Index(None, "experiment_id"))
+
+    id: Mapped[str] = mapped_column(Words(ID), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    name: Mapped[str] = mapped_column(Words(NAME))
+    tags: Mapped[list[str]]
+    search: Mapped[str] = mapped_column(Words(4096), doc="name, id and tags in lower case, one a line")
+    priority: Mapped[int]
+    app: Mapped[str] = mapped_column(Words(NAME))
+    config: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    config_hash: Mapped[str] = mapped_column(Words(64))
+    state: Mapped[RunState]
+    reason: Mapped[str | None] = mapped_column(Words(REASON))
+    cancel_requested: Mapped[bool]
+    unknown_since: Mapped[datetime | None]
+    attempt: Mapped[int]
+    worker: Mapped[str | None] = mapped_column(Words(NAME), doc="name of the worker that holds it")
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    total_steps: Mapped[int] = mapped_column(BigInt)
+    step: Mapped[int] = mapped_column(BigInt)
+    tokens: Mapped[int] = mapped_column(BigInt)
+    latest: Mapped[dict[str, Any]]
+    progress_at: Mapped[datetime | None]
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+
+
+class Worker(Base):
+    """A worker, under the id that it chose."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(Words(128), primary_key=True)
+    name: Mapped[str] = mapped_column(Words(NAME))
+    pool: Mapped[str] = mapped_column(Words(500))
+    executor: Mapped[str] = mapped_column(Words(16))
+    host: Mapped[str] = mapped_column(Words(255))
+    user: Mapped[str] = mapped_column(Words(255))
+    run_root: Mapped[str] = mapped_column(Words(PATH))
+    slots: Mapped[int]
+    version: Mapped[str] = mapped_column(Words(64))
+    draining: Mapped[bool]
+    syncs: Mapped[int] = mapped_column(BigInt, doc="number of the newest sync: an older one that still waits is void")
+    last_seen_at: Mapped[datetime]
+
+
+class Attempt(Base):
+    """One try at executing a run. `epoch` counts its leases; `pool` says who may adopt it once the lease expired."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("run_id", "number"),
+        Index(None, "state", "experiment_id"),
+        Index(None, "worker_id", "state"),
+    )
+
+    id: Mapped[str] = mapped_column(Words(ID), primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    number: Mapped[int]
+    priority: Mapped[int]
+    state: Mapped[AttemptState]
+    epoch: Mapped[int]
+    worker_id: Mapped[str | None] = mapped_column(ForeignKey("workers.id"))
+    pool: Mapped[str | None] = mapped_column(Words(500))
+    lease_expires_at: Mapped[datetime | None]
+    cancel_told_epoch: Mapped[int | None] = mapped_column(doc="lease whose holder has been told to cancel")
+    new_checkpoints: Mapped[int] = mapped_column(doc="checkpoints at steps that no earlier attempt had saved")
+    reason: Mapped[str | None] = mapped_column(Words(REASON))
+    exit_code: Mapped[int | None] = mapped_column(BigInt)
+    attempt_dir: Mapped[str | None] = mapped_column(Words(PATH))
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Event(Base):
+    """What happened to a run, in order of `id`. Replaying the transitions and leases gives the rows."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "run_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    attempt: Mapped[int | None]
+    kind: Mapped[str] = mapped_column(Words(32))
+    at: Mapped[datetime]
+    from_state: Mapped[str | None] = mapped_column(Words(16))
+    to_state: Mapped[str | None] = mapped_column(Words(16))
+    epoch: Mapped[int | None]
+    step: Mapped[int | None] = mapped_column(BigInt)
+    message: Mapped[str | None] = mapped_column(Words(REASON))
+
+
+class Transition(Base):
+    """A worker's report that was carried out, and the answer that it got."""
+
+    __tablename__ = "transitions"
+
+    transition_id: Mapped[str] = mapped_column(Words(64), primary_key=True)
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"))
+    request_hash: Mapped[str] = mapped_column(Words(64))
+    answer: Mapped[dict[str, Any]]
+
+
+class IdempotencyKey(Base):
+    """A submission that was carried out, and the answer that it got."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(Words(NAME), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(Words(64))
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime]
+
+
+class Stream(Base):
+    """A byte stream of an attempt: a prefix of the worker's file."""
+
+    __tablename__ = "streams"
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(Words(STREAM), primary_key=True)
+    length: Mapped[int] = mapped_column(BigInt)
+
+
+class StreamChunk(Base):
+    """A piece of a stream, from `byte_offset` on; the pieces abut."""
+
+    __tablename__ = "stream_chunks"
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(Words(STREAM), primary_key=True)
+    byte_offset: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)
+    data: Mapped[bytes]
+
+
+class Metric(Base):
+    """One metric line, keyed by where it stands in its stream."""
+
+    __tablename__ = "metrics"
+    __table_args__ = (Index(None, "run_id", "rank", "attempt", "step"),)
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    byte_offset: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    attempt: Mapped[int]
+    step: Mapped[int] = mapped_column(BigInt)
+    tokens: Mapped[int] = mapped_column(BigInt)
+    time: Mapped[float]
+    payload: Mapped[dict[str, Any]]
+
+
+class Checkpoint(Base):
+    """A checkpoint that training reported; the newest report of a step counts."""
+
+    __tablename__ = "checkpoints"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)
+    attempt: Mapped[int]
+    path: Mapped[str] = mapped_column(Words(PATH))
+    size_bytes: Mapped[int] = mapped_column(BigInt)
+    digest: Mapped[str] = mapped_column(Words(128))
+    created_at: Mapped[datetime]
+    removed: Mapped[bool]

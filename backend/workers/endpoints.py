@@ -1,0 +1,37 @@
+"""Workers: list, register, sync."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from backend.deps import ContextDep, WorkerId, error_responses
+from backend.queue.sync import sync_or_wait
+from backend.workers.service import WorkerService
+from nanollama.api.schemas import SyncReply, SyncRequest, Worker, WorkerRegistration, WorkerTerms
+
+router = APIRouter(prefix="/workers", tags=["workers"])
+
+
+@router.get("", summary="List workers", responses=error_responses())
+def list_workers(context: ContextDep) -> list[Worker]:
+    """Every worker that has registered, those alive first."""
+    with context.database.read() as session:
+        return WorkerService(session, context.clock(), context.settings).all()
+
+
+@router.put("/{worker_id}", summary="Register a worker", responses=error_responses())
+def register_worker(context: ContextDep, worker_id: WorkerId, body: WorkerRegistration) -> WorkerTerms:
+    """Announce a worker under an id of its own choice, which it keeps across restarts. Repeating it is harmless."""
+    with context.database.write() as session:
+        return WorkerService(session, context.clock(), context.settings).register(worker_id, body)
+
+
+@router.post("/{worker_id}/sync", summary="Heartbeat, leases and cancels", responses=error_responses(404))
+async def sync_worker(context: ContextDep, worker_id: WorkerId, body: SyncRequest, request: Request) -> SyncReply:
+    """Renew the leases that are held and get more, a long poll.
+
+    In this order: leases in `held` are renewed, and what is not the worker's any more is listed as `lost`; leases that
+    it does not list are delivered again under a new epoch; attempts of its pool whose lease has expired are adopted;
+    queued ones are leased, up to `free_slots` in all; `cancel` lists the held attempts to stop.
+    """
+    return await sync_or_wait(context, worker_id, body, request.is_disconnected)
