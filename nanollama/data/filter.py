@@ -48,13 +48,17 @@ class ImpossibleSequence(ValueError):
 
 @dataclass(frozen=True)
 class _Transition:
-    """One latent's move from t-1 to t: an einsum of the joint distribution with the node's table."""
+    """One latent's move from t-1 to t.
 
-    table: torch.Tensor  # [V if feedback,] own state at t-1, parents, own state at t
+    Without feedback `table` is P(new | old, parents) of shape [each axis before the latent's: its size where that
+    latent is a parent, else 1; new; old]: a batched matrix product with the joint distribution. With feedback it is
+    [V, old, parents, new], contracted by einsum along the listed axes once the row of x(t-1) is taken.
+    """
+
+    table: torch.Tensor
+    axis: int
     feedback: bool
-    joint_axes: list[int]
-    table_axes: list[int]
-    result_axes: list[int]
+    einsum_axes: list[int]
 
 
 class Filter:
@@ -102,7 +106,6 @@ class Filter:
         self._batch = self._affordable_batch(memory_budget, max_operations)
         self._transitions = [self._transition(node) for node in latents if node.name in self._axes]
         self._emission, self._parent_axes = self._observation(observed)
-        self._emission_by_token = self._emission.T.contiguous()
 
     def log_likelihood(self, tokens: torch.Tensor) -> torch.Tensor:
         """Log-likelihoods log p(x_t | x_<t) in nats of tokens [B, T]: float64 of shape [B, T - 1], for t = 1 .. T-1.
@@ -134,22 +137,26 @@ class Filter:
     def _forward(self, tokens: torch.Tensor, predictive: torch.Tensor | None, first: int) -> torch.Tensor:
         """Log-likelihoods of one chunk; fills `predictive` when given. `first` is the chunk's first row."""
         batch, length = tokens.shape
-        joint = torch.zeros(batch, math.prod(self._dims), dtype=self.dtype, device=self.device)
-        joint[:, 0] = 1
-        joint = joint.view(batch, *self._dims)  # p(z_t-1 | x_<t)
-        unseen = [i + 1 for i in range(len(self._dims)) if i not in self._parent_axes]
-        weight_shape = [batch, *(d if i in self._parent_axes else 1 for i, d in enumerate(self._dims))]
-        normalisers = torch.empty(batch, length - 1, dtype=self.dtype, device=self.device)
+        tokens_TB = tokens.T.contiguous()
+        # the sequences are the last axis, so that every product runs over contiguous memory
+        joint = torch.zeros(math.prod(self._dims), batch, dtype=self.dtype, device=self.device)  # p(z_t-1 | x_<t)
+        joint[0] = 1
+        unseen = [i for i in range(len(self._dims)) if i not in self._parent_axes]
+        weight_shape = (*(d if i in self._parent_axes else 1 for i, d in enumerate(self._dims)), batch)
+        normalisers = torch.empty(length - 1, batch, dtype=self.dtype, device=self.device)
         for t in range(1, length):
             for transition in self._transitions:
-                joint = _move(joint, transition, tokens[:, t - 1])
+                joint = self._move(joint, transition, tokens_TB[t - 1])
+            joint = joint.view(*self._dims, batch)  # p(z_t | x_<t)
             if predictive is not None:
                 parents = joint.sum(dim=unseen) if unseen else joint
-                predictive[:, t - 1] = parents.reshape(batch, len(self._emission)) @ self._emission
-            joint = joint * self._emission_by_token[tokens[:, t]].view(weight_shape)
-            norm = joint.reshape(batch, math.prod(self._dims)).sum(dim=1)
-            normalisers[:, t - 1] = norm
-            joint = joint / norm.view(batch, *[1] * len(self._dims))
+                predictive[:, t - 1] = (self._emission.T @ parents.reshape(len(self._emission), batch)).T
+            joint = joint * self._emission[:, tokens_TB[t]].view(weight_shape)
+            joint = joint.view(math.prod(self._dims), batch)
+            norm = joint.sum(dim=0)
+            normalisers[t - 1] = norm
+            joint = joint / norm
+        normalisers = normalisers.T
         impossible = ~(normalisers > 0)
         if impossible.any():
             row, column = (int(i) for i in impossible.nonzero()[0])
@@ -180,20 +187,36 @@ class Filter:
 
     def _transition(self, node: NodeSpec) -> _Transition:
         table, inputs = self._tensor(node)
-        own, new = 1 + self._axes[node.name], 1 + len(self._dims)  # axis 0 is the batch
+        axis, batch = self._axes[node.name], len(self._dims)
+        new = batch + 1
         feedback = self.kernels.spec.observed.name
-        table_axes = [1 + self._axes[name] for name in inputs if name != feedback]
         if feedback in inputs:
+            axes = [self._axes[name] for name in inputs if name != feedback]
             table = table.movedim(inputs.index(feedback), 0).contiguous()
-            table_axes = [0, *table_axes]
-        joint_axes = list(range(1 + len(self._dims)))
-        return _Transition(
-            table=table,
-            feedback=feedback in inputs,
-            joint_axes=joint_axes,
-            table_axes=[*table_axes, new],
-            result_axes=[new if axis == own else axis for axis in joint_axes],
-        )
+            return _Transition(table=table, axis=axis, feedback=True, einsum_axes=[batch, *axes, new])
+        # parents come before their children in the order of the axes
+        order = sorted(range(1, len(inputs)), key=lambda j: self._axes[inputs[j]])
+        present = {self._axes[name] for name in inputs[1:]}
+        shape = [self._dims[i] if i in present else 1 for i in range(axis)] if present else []
+        table = table.permute(*order, -1, 0).reshape(*shape, node.state_dim, node.state_dim).contiguous()
+        return _Transition(table=table, axis=axis, feedback=False, einsum_axes=[])
+
+    def _move(self, joint: torch.Tensor, transition: _Transition, previous: torch.Tensor) -> torch.Tensor:
+        """Replace one latent's state at t-1 by its state at t in the joint distribution [S, B].
+
+        Its parents hold their states at t already.
+        """
+        axis, batch = transition.axis, joint.shape[-1]
+        if not transition.feedback:
+            before = self._dims[:axis] if transition.table.ndim > 2 else (math.prod(self._dims[:axis]),)
+            after = math.prod(self._dims[axis + 1 :]) * batch
+            moved: torch.Tensor = transition.table @ joint.view(*before, self._dims[axis], after)
+            return moved.reshape(joint.shape).contiguous()
+        axes = list(range(len(self._dims) + 1))
+        result = [len(axes) if i == axis else i for i in axes]
+        rows = transition.table[previous]
+        moved = torch.einsum(joint.view(*self._dims, batch), axes, rows, transition.einsum_axes, result)
+        return moved.reshape(joint.shape).contiguous()
 
     def _observation(self, node: NodeSpec) -> tuple[torch.Tensor, tuple[int, ...]]:
         """P(x | parents) of shape [product of the parents' sizes, V], and the parents' axes in ascending order."""
@@ -213,7 +236,11 @@ class Filter:
             n // self.vocab_size for name, n in entries.items() if spec.observed.name in spec.node(name).parents
         ]
         item = torch.finfo(self.dtype).bits // 8
-        fixed = item * (sum(entries.values()) + 2 * emission)
+        # a table is repeated along the axes before its own where a latent has parents
+        repeated = [
+            math.prod(self._dims[: i + 1]) * self._dims[i] for n, i in self._axes.items() if spec.node(n).parents
+        ]
+        fixed = item * (sum(entries.values()) + emission + max(repeated, default=0))
         each = item * (_JOINT_COPIES * states + max(feedback, default=0) + emission // self.vocab_size)
         cost = f"{' x '.join(map(str, self._dims)) or 1} = {states:,} joint states"
         problems = []
@@ -232,12 +259,3 @@ class Filter:
 
 def _joint_entries(spec: GSSMSpec, node: NodeSpec) -> int:
     return math.prod((*input_sizes(spec, node), node.state_dim))
-
-
-def _move(joint: torch.Tensor, transition: _Transition, previous: torch.Tensor) -> torch.Tensor:
-    """Replace one latent's state at t-1 by its state at t; its parents hold their states at t already."""
-    table = transition.table[previous] if transition.feedback else transition.table
-    moved: torch.Tensor = torch.einsum(
-        joint, transition.joint_axes, table, transition.table_axes, transition.result_axes
-    )
-    return moved

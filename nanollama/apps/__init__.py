@@ -1,0 +1,1 @@
+"""Applications: scripts that put the rooms of the library together."""

@@ -1,0 +1,1 @@
+"""Graph Structured Sequential Models: training and data generation."""

@@ -1,0 +1,272 @@
+"""Offline sets: sequences in HDF5 files that carry the GSSM that made them.
+
+A file has one dataset `tokens` [sequences, seq_len] and the attributes of ATTRIBUTES. It is written under another name
+and renamed when it is complete, so that no interruption leaves a file that looks like a set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from nanollama.data.bounds import Estimate
+from nanollama.data.gssm import IntArray, Kernels, draw_kernels
+from nanollama.spec.base import Problem, SpecError, canonical_json, parse
+from nanollama.spec.gssm import GSSMSpec
+
+FORMAT = "nanollama.gssm.sequences"
+FORMAT_VERSION = 1
+ATTRIBUTES = {
+    "format": "FORMAT; written last",
+    "format_version": "int",
+    "spec": "the graph as JSON text",
+    "seed": "of the kernels and of the sequences",
+    "split": "name of the set, which keys the randomness of its sequences",
+    "seq_len": "tokens per sequence, the start token included",
+    "kernels_hash": "SHA-256 of the kernels",
+    "numpy_version": "of the library that drew the kernels",
+    "entropy": "mean nats per token; absent where it cannot be computed",
+    "entropy_stderr": "its standard error",
+    "entropy_num_sequences": "the first sequences of the set, over which it is the mean",
+    "entropy_note": "why there is no entropy",
+}
+
+_CHUNK_BYTES = 2**18
+
+
+class DatasetWriter:
+    """Writes one set; a context manager that leaves either the complete file or nothing.
+
+    Sequences are appended in order; the file gets its name when the block ends without an error.
+    """
+
+    def __init__(self, path: str | Path, kernels: Kernels, *, split: str, seq_len: int) -> None:
+        """Prepare to write; nothing is created before the block is entered.
+
+        Args:
+            path: of the file; one that exists is replaced.
+            kernels: of the model, drawn from a seed.
+            split: name of the set.
+            seq_len: tokens per sequence.
+        """
+        assert kernels.seed is not None, "a set is described by its seed"
+        self.path = Path(path)
+        self.entropy: Estimate | str = "not computed"
+        """To be set before the block ends: the entropy, or why there is none."""
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._dtype = symbol_dtype(kernels.vocab_size)
+        self._seq_len = seq_len
+        self._attributes: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "spec": canonical_json(kernels.spec),
+            "seed": kernels.seed,
+            "split": split,
+            "seq_len": seq_len,
+            "kernels_hash": kernels.content_hash(),
+            "numpy_version": np.__version__,
+        }
+
+    def __enter__(self) -> DatasetWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = h5py.File(self._partial, "w", locking=False)
+        try:
+            self._create_dataset()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def append(self, tokens: IntArray) -> None:
+        """Append sequences, int of shape [N, seq_len]."""
+        start = len(self._tokens)
+        self._tokens.resize(start + len(tokens), axis=0)
+        self._tokens[start:] = tokens.astype(self._dtype)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._complete()
+        finally:
+            self._discard()
+
+    def _create_dataset(self) -> None:
+        rows = max(1, _CHUNK_BYTES // (self._seq_len * self._dtype.itemsize))
+        self._tokens = self._file.create_dataset(
+            "tokens",
+            shape=(0, self._seq_len),
+            maxshape=(None, self._seq_len),
+            chunks=(rows, self._seq_len),
+            dtype=self._dtype,
+            compression="gzip",
+            shuffle=True,
+            fletcher32=True,
+        )
+
+    def _discard(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _complete(self) -> None:
+        if isinstance(self.entropy, Estimate):
+            self._attributes["entropy"] = self.entropy.mean
+            self._attributes["entropy_stderr"] = self.entropy.stderr
+            self._attributes["entropy_num_sequences"] = self.entropy.num_sequences
+        else:
+            self._attributes["entropy_note"] = self.entropy
+        for key, value in self._attributes.items():
+            self._file.attrs[key] = value
+        self._file.attrs["format"] = FORMAT
+        self._file.close()
+        with self._partial.open("rb") as file:
+            os.fsync(file.fileno())
+        self._partial.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+class DatasetReader:
+    """Reads one set; every fault is a SpecError at `data.path`."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open and check the file.
+
+        Raises:
+            SpecError: a file that is missing, not HDF5, not a set, of another version, or with broken attributes.
+        """
+        self.path = Path(path)
+        self._file = self._open()
+        try:
+            self._read_attributes()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._num_sequences
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols."""
+        return self.spec.observed.state_dim
+
+    def read(self, indices: slice | NDArray[np.int64]) -> NDArray[np.unsignedinteger[Any]]:
+        """Tokens of the sequences at a slice, or at indices in any order, [N, seq_len] in the file's type.
+
+        Raises:
+            SpecError: data that cannot be read, or tokens that are no symbols of the graph.
+        """
+        try:
+            if isinstance(indices, slice):
+                tokens = self._tokens[indices]
+            else:
+                order = np.argsort(indices, kind="stable")  # HDF5 reads increasing indices only
+                tokens = np.empty((len(indices), self.seq_len), dtype=self._tokens.dtype)
+                tokens[order] = self._tokens[indices[order]]
+        except OSError as error:
+            raise self._error(f"{self.path} is damaged: {error}", "generate it again") from None
+        if tokens.size and int(tokens.max()) >= self.vocab_size:
+            message = f"{self.path} holds the symbol {int(tokens.max())}, but its graph has {self.vocab_size} symbols"
+            raise self._error(message, "generate it again")
+        return tokens  # type: ignore[no-any-return]
+
+    def kernels(self) -> Kernels:
+        """The kernels that made the set, drawn again from its spec and seed.
+
+        Raises:
+            SpecError: kernels that differ from those of the file.
+        """
+        kernels = draw_kernels(self.spec, self.seed)
+        if kernels.content_hash() != self._kernels_hash:
+            message = (
+                f"the kernels drawn for {self.path} are not those that made it (it was made with NumPy "
+                f"{self._numpy_version}, this is {np.__version__})"
+            )
+            raise self._error(message, "generate it again here, or use the library versions that made it")
+        return kernels
+
+    def _open(self) -> h5py.File:
+        if not self.path.exists():
+            remedy = "check the path, or generate it: python -m nanollama.apps.gssm.data config=..."
+            raise self._error(f"there is no file {self.path}", remedy)
+        try:
+            return h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise self._error(f"{self.path} is not a readable HDF5 file: {error}", "generate it again") from None
+
+    def _read_attributes(self) -> None:
+        attributes = self._file.attrs
+        remedy = "use a file that nanollama.apps.gssm.data wrote"
+        if attributes.get("format") != FORMAT:
+            raise self._error(f"{self.path} is not a set of GSSM sequences", remedy)
+        if attributes.get("format_version") != FORMAT_VERSION:
+            message = f"{self.path} has format version {attributes.get('format_version')}, this is {FORMAT_VERSION}"
+            raise self._error(message, "generate it again, or use the release that wrote it")
+        try:
+            self.spec = parse(GSSMSpec, json.loads(attributes["spec"]))
+            self.seed = int(attributes["seed"])
+            self.split = str(attributes["split"])
+            self.seq_len = int(attributes["seq_len"])
+            self._kernels_hash = str(attributes["kernels_hash"])
+            self._numpy_version = str(attributes["numpy_version"])
+            self.entropy = None
+            if "entropy" in attributes:
+                self.entropy = Estimate(
+                    mean=float(attributes["entropy"]),
+                    stderr=float(attributes["entropy_stderr"]),
+                    num_sequences=int(attributes["entropy_num_sequences"]),
+                )
+            self._tokens = self._file["tokens"]
+            self._num_sequences, width = (int(size) for size in self._tokens.shape)
+        except (KeyError, ValueError, TypeError, OSError, AttributeError) as error:
+            raise self._error(f"{self.path} has broken attributes: {error}", "generate it again") from None
+        if width != self.seq_len or self._tokens.dtype != symbol_dtype(self.vocab_size):
+            message = f"{self.path} holds {self._tokens.dtype} {list(self._tokens.shape)}, unlike its attributes say"
+            raise self._error(message, "generate it again")
+
+    @staticmethod
+    def _error(message: str, remedy: str) -> SpecError:
+        return SpecError([Problem(path="data.path", message=message, remedy=remedy)])
+
+
+def symbol_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Smallest unsigned integer type of the symbols 0 .. vocab_size - 1."""
+    return np.min_scalar_type(vocab_size - 1)
+
+
+def target_problems(paths: Sequence[str], *, overwrite: bool) -> list[Problem]:
+    """What stands in the way of writing these files, found without creating anything; paths are `sets.<i>.path`."""
+    problems = []
+    for i, name in enumerate(paths):
+        path = Path(name).resolve()
+        place = next(parent for parent in path.parents if parent.exists())
+        message = remedy = None
+        if path.is_dir():
+            message, remedy = f"{name} is a directory", "name a file"
+        elif path.exists() and not overwrite:
+            message, remedy = f"{name} exists", "choose another path, remove it, or set overwrite=true"
+        elif not place.is_dir():
+            message, remedy = f"{place} is not a directory", "choose another path"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            message, remedy = f"{place} is not writable", "choose another path or change its permissions"
+        if message:
+            problems.append(Problem(path=f"sets.{i}.path", message=message, remedy=remedy))
+    return problems

@@ -1,0 +1,151 @@
+"""Batches as a pure function of the step, so that a restart continues exactly where a run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nanollama.data.bounds import Scorer
+from nanollama.data.gssm import IntArray, Kernels, draw_kernels
+from nanollama.data.hdf5 import DatasetReader
+from nanollama.data.sampler import Sampler
+from nanollama.spec.base import Problem, SpecError
+from nanollama.spec.data import FileData, OnlineData
+
+_RESIDENT_BYTES = 2**30  # a set up to this size is held in memory, a larger one is read batch by batch
+
+
+class Loader(ABC):
+    """Gives a rank its share of each step's batch.
+
+    Attributes:
+        seq_len: T, tokens per sequence, the start token included.
+        vocab_size: number of symbols.
+        scorer: scores tokens with the true model; None when there is no exact score.
+        scorer_note: why there is no scorer; empty when there is one.
+    """
+
+    def __init__(
+        self, kernels: Kernels, *, seq_len: int, batch_size: int, rank: int, world_size: int, device: torch.device | str
+    ) -> None:
+        assert 0 <= rank < world_size, (rank, world_size)
+        if batch_size % world_size:
+            message = f"batch_size {batch_size} is not divisible by {world_size} ranks"
+            raise SpecError(
+                [Problem(path="data.batch_size", message=message, remedy=f"use a multiple of {world_size}")]
+            )
+        self.seq_len = seq_len
+        self.vocab_size = kernels.vocab_size
+        self.scorer: Scorer | None = None
+        self.scorer_note = ""
+        try:
+            self.scorer = Scorer(kernels, device=device)
+        except SpecError as error:
+            self.scorer_note = "; ".join(f"{p.message} - {p.remedy}" for p in error.problems)
+        self._batch_size = batch_size
+        self._share = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+    def batch(self, step: int) -> torch.LongTensor:
+        """Tokens of this rank at a step, which counts from 0: int64 of shape [batch_size / world_size, T].
+
+        The shares of the ranks in order make up the batch of the step, whatever their number.
+
+        Raises:
+            SpecError: a file that turns out to be damaged.
+        """
+        assert step >= 0, step
+        first = step * self._batch_size
+        positions = np.arange(first + self._share.start, first + self._share.stop, dtype=np.int64)
+        return torch.from_numpy(self._tokens(positions))  # type: ignore[return-value] # int64 is what LongTensor means
+
+    @abstractmethod
+    def _tokens(self, positions: IntArray) -> IntArray:
+        """Tokens [N, T] at positions of the endless stream of sequences."""
+
+
+class OnlineLoader(Loader):
+    """Step k trains on the sequences k * batch_size .. (k + 1) * batch_size - 1 of the split `train`."""
+
+    def __init__(self, data: OnlineData, *, rank: int, world_size: int, device: torch.device | str) -> None:
+        kernels = draw_kernels(data.gssm, data.seed)
+        super().__init__(
+            kernels,
+            seq_len=data.seq_len,
+            batch_size=data.batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+        )
+        self._sampler = Sampler(kernels, data.seed, "train")
+
+    def _tokens(self, positions: IntArray) -> IntArray:
+        return self._sampler.sample(positions, self.seq_len)
+
+
+class FileLoader(Loader):
+    """Walks through a file again and again, in a new order each epoch; a batch may span two epochs."""
+
+    def __init__(self, data: FileData, *, rank: int, world_size: int, device: torch.device | str) -> None:
+        self._reader = DatasetReader(data.path)
+        present = len(self._reader)
+        self._count = present if data.n_data is None else data.n_data
+        problems = []
+        if self._count > present:
+            message = f"n_data {self._count:,} is more than the {present:,} sequences of {data.path}"
+            problems.append(Problem(path="data.n_data", message=message, remedy=f"use at most {present}"))
+        elif data.batch_size > self._count:
+            message = f"batch_size {data.batch_size:,} is more than the {self._count:,} sequences that are used"
+            remedy = f"use at most {self._count}, or a larger file"
+            problems.append(Problem(path="data.batch_size", message=message, remedy=remedy))
+        if problems:
+            raise SpecError(problems)
+        super().__init__(
+            self._reader.kernels(),
+            seq_len=self._reader.seq_len,
+            batch_size=data.batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+        )
+        self._seed = data.seed
+        self._epoch = -1
+        self._order: IntArray = np.zeros(0, dtype=np.int64)
+        self._resident: NDArray[np.unsignedinteger[Any]] | None = None
+        if self._count * self.seq_len * (1 if self.vocab_size <= 2**8 else 2) <= _RESIDENT_BYTES:
+            self._resident = self._reader.read(slice(0, self._count))
+
+    def _tokens(self, positions: IntArray) -> IntArray:
+        indices = np.empty_like(positions)
+        epochs = positions // self._count
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = self._permutation(int(epoch))[positions[here] % self._count]
+        rows = self._reader.read(indices) if self._resident is None else self._resident[indices]
+        return rows.astype(np.int64)
+
+    def _permutation(self, epoch: int) -> IntArray:
+        """Order of an epoch, keyed by (seed, epoch)."""
+        if epoch != self._epoch:
+            digest = hashlib.sha256(f"nanollama epochs, seed {self._seed}, epoch {epoch}".encode()).digest()
+            key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+            self._order = np.random.Generator(np.random.Philox(key=key)).permutation(self._count)
+            self._epoch = epoch
+        return self._order
+
+
+def build_loader(
+    data: OnlineData | FileData, *, rank: int, world_size: int, device: torch.device | str = "cpu"
+) -> Loader:
+    """The loader of a data section for one of `world_size` ranks; `device` is where its scorer computes.
+
+    Raises:
+        SpecError: a file that cannot be used, or a batch that cannot be shared out, at its key under `data`.
+    """
+    if isinstance(data, OnlineData):
+        return OnlineLoader(data, rank=rank, world_size=world_size, device=device)
+    return FileLoader(data, rank=rank, world_size=world_size, device=device)
