@@ -19,6 +19,10 @@ Number = Annotated[
 """A float that survives JSON: NaN, Infinity and -Infinity travel as words."""
 
 
+Label = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""One line of text that is not empty."""
+
+
 class Request(BaseModel):
     """Input: unknown keys are errors."""
 
@@ -76,9 +80,9 @@ class Template(Response):
 class ExperimentCreate(SpecInput):
     """A spec to run. The run's name is `orchestration.name` unless `name` is given."""
 
-    name: str | None = Field(default=None, min_length=1, max_length=200)
+    name: Label | None = Field(default=None, max_length=200)
     notes: str = Field(default="", max_length=10_000)
-    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=32)
+    tags: list[Annotated[Label, Field(max_length=64)]] = Field(default=[], max_length=32)
     priority: int = Field(default=0, ge=-100, le=100, description="higher first")
 
 
@@ -171,7 +175,10 @@ class Event(Response):
 
     id: int
     attempt: int | None
-    kind: str = Field(description="transition, cancel_requested, or a kind of EventLine")
+    kind: str = Field(
+        description="transition, cancel_requested, adopted, redelivered, or a kind of EventLine; "
+        "a transition without attempt is the run's own"
+    )
     at: datetime
     from_state: str | None = None
     to_state: str | None = None
@@ -310,7 +317,7 @@ class TransitionRequest(Request):
     epoch: int = Field(ge=0)
     to: AttemptState
     reason: str | None = Field(default=None, max_length=10_000)
-    exit_code: int | None = None
+    exit_code: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     result: dict[str, Any] | None = Field(default=None, description="content of result.json")
     attempt_dir: str | None = Field(default=None, max_length=4096)
 
