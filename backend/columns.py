@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import datetime, timezone
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import JSON, BigInteger, DateTime, Integer, String
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
@@ -65,16 +67,22 @@ def clean_text(text: str) -> str:
 
 def dump_json(value: Any) -> str:
     """JSON for a column: non-finite numbers as words, text that every database and client accepts."""
-    return json.dumps(_clean(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(clean_data(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _clean(value: Any) -> Any:
+def content_digest(model: BaseModel) -> str:
+    """SHA-256 of a request's content: equal requests have equal digests."""
+    return hashlib.sha256(dump_json(model.model_dump()).encode()).hexdigest()
+
+
+def clean_data(value: Any) -> Any:
+    """Plain data with non-finite numbers as words, keys as text, and text as `clean_text` makes it."""
     if isinstance(value, float):
         return encode_number(value)
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):
-        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+        return {clean_text(str(key)): clean_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [clean_data(item) for item in value]
     return value

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import IntegrityError, OperationalError, TimeoutError  # noqa: A004 - the pool's own
 from starlette.exceptions import HTTPException
 
+from backend.columns import dump_json
 from nanollama.api import schemas
 from nanollama.api.errors import ApiError, Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
 from nanollama.spec.base import Problem, did_you_mean
@@ -62,7 +63,7 @@ def _response(
         problems=list(problems),
         expected_offset=expected_offset,
     )
-    return Response(body.model_dump_json(), status, headers=headers, media_type=MEDIA_TYPE)
+    return Response(dump_json(body.model_dump()), status, headers=headers, media_type=MEDIA_TYPE)
 
 
 async def _api_error(_request: Request, error: Exception) -> Response:
@@ -134,6 +135,8 @@ async def _integrity_error(_request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    name = request.headers.get("x-request-id") or "in the service's log"
-    return problem_response(ApiError(f"the service failed to answer this request; the reason is {name}"))
+    request_id = request.scope.get("state", {}).get("request_id")
+    logger.error("request %s failed: %s %s: %r", request_id, request.method, request.url.path, error)
+    return problem_response(
+        ApiError(f"the service failed to answer; this is a fault of ours, see its log for the request {request_id}")
+    )

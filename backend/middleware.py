@@ -18,6 +18,7 @@ from backend.settings import is_loopback
 from nanollama.api.errors import ApiError, Forbidden, TooLarge
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+DISCARD = 8  # times the limit on bodies: how much of a refused one is read
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 access_log = logging.getLogger("backend.access")
@@ -109,6 +110,7 @@ class BodyLimit:
         error = TooLarge(f"the body has more than {self._max_bytes:,} bytes; send less at a time")
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdigit() and int(announced) > self._max_bytes:
+            await _discard(receive, DISCARD * self._max_bytes)
             await problem_response(error)(scope, receive, send)
             return
         received = 0
@@ -118,7 +120,18 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
+                if message.get("more_body", False):
+                    await _discard(receive, DISCARD * self._max_bytes)
                 raise HTTPException(TooLarge.status, error.detail)  # what FastAPI lets through while it reads a body
             return message
 
         await self._app(scope, counted, send)
+
+
+async def _discard(receive: Receive, max_bytes: int) -> None:
+    """Read on for a while: a caller whose connection is closed while it still sends never sees the answer."""
+    while max_bytes > 0:
+        message = await receive()
+        max_bytes -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return

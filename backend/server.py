@@ -22,6 +22,7 @@ class Server(uvicorn.Server):
             access_log=False,
             lifespan="on",
             timeout_graceful_shutdown=10,
+            timeout_keep_alive=75,  # longer than clients keep theirs: they, not we, close an idle connection
         )
         super().__init__(config)
         self._context: Context = app.state.context

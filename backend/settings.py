@@ -50,6 +50,7 @@ class Settings(BaseModel):
     poll_seconds: float = Field(
         default=1, gt=0, description="how often a waiting sync looks for what other server processes did"
     )
+    max_stream_bytes: int = Field(default=256 << 20, ge=1024, description="kept of each stream; the rest is counted")
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
 
     @field_validator("host")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from backend.columns import content_digest
 from backend.experiments.repository import ExperimentRepository, IdempotencyRepository
 from backend.ids import new_id
 from backend.queue.service import QueueService
@@ -41,7 +41,7 @@ class ExperimentService:
         """
         if idempotency_key is None:
             return self._create(given, spec)
-        request_hash = hashlib.sha256(given.model_dump_json().encode()).hexdigest()
+        request_hash = content_digest(given)
         before = self._keys.take(idempotency_key, request_hash, self._now)
         if before is None:
             answer = self._create(given, spec)
@@ -70,25 +70,28 @@ class ExperimentService:
         )
 
     def _create(self, given: schemas.ExperimentCreate, spec: ExperimentSpec) -> schemas.Experiment:
-        name = given.name or spec.orchestration.name
         experiment = Experiment(
-            id=new_id("e", self._now), name=name, notes=given.notes, tags=given.tags, created_at=self._now
+            id=new_id("e", self._now),
+            name=given.name or spec.orchestration.name,
+            notes=given.notes,
+            tags=list(dict.fromkeys(given.tags)),
+            created_at=self._now,
         )
         self._experiments.add(experiment)
-        run = self._new_run(experiment, given, spec)
+        run = self._new_run(experiment, given.priority, spec)
         self._runs.add(run)
         self._queue.open_attempt(run)
         return experiment_view(experiment, [run])
 
-    def _new_run(self, experiment: Experiment, given: schemas.ExperimentCreate, spec: ExperimentSpec) -> Run:
+    def _new_run(self, experiment: Experiment, priority: int, spec: ExperimentSpec) -> Run:
         run_id = new_id("r", self._now)
         return Run(
             id=run_id,
             experiment_id=experiment.id,
             name=experiment.name,
-            tags=given.tags,
-            search="\n".join([experiment.name, run_id, *given.tags]).lower(),
-            priority=given.priority,
+            tags=experiment.tags,
+            search="\n".join([experiment.name, run_id, *experiment.tags]).lower(),
+            priority=priority,
             app=spec.app,
             config=spec.model_dump(mode="json"),
             config_hash=content_hash(spec),

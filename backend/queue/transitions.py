@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from backend.columns import content_digest
 from backend.queue.repository import AttemptRepository
 from backend.queue.service import QueueService
 from backend.runs.repository import RunRepository
@@ -36,7 +36,7 @@ class TransitionService:
             InvalidRequest: success without evidence.
         """
         attempt = lock_attempt(self._attempts, attempt_id)
-        request_hash = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+        request_hash = content_digest(request)
         done = self._attempts.transition(request.transition_id)
         if done is not None:
             if (done.attempt_id, done.request_hash) != (attempt_id, request_hash):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nanollama
+from backend.columns import clean_data, dump_json
 from nanollama.api.schemas import SpecInput, Template, Validation
 from nanollama.spec.base import Problem, SpecError, content_hash, parse
 from nanollama.spec.experiment import ExperimentSpec
@@ -23,12 +23,14 @@ def parse_spec(given: SpecInput) -> ExperimentSpec:
     Raises:
         SpecError: with every problem; at its line and column when the config came as YAML.
     """
-    if given.yaml is None:
-        return _parse(given.config, _size_problems(given.config))
     try:
+        if given.yaml is None:
+            return _parse(given.config, _size_problems(given.config))
         return _parse(load_yaml(given.yaml), [])
     except SpecError as error:
-        raise SpecError(locate(given.yaml, error.problems)) from None
+        raise SpecError(locate(given.yaml or "", error.problems)) from None
+    except RecursionError:
+        raise SpecError([Problem(path="", message="the config is nested too deeply")]) from None
 
 
 def validate_spec(given: SpecInput) -> Validation:
@@ -67,6 +69,7 @@ def _summary(text: str) -> str:
 
 
 def _parse(data: Any, problems: list[Problem]) -> ExperimentSpec:
+    data = clean_data(data)  # what is wrong is shown, so it has to be text that can be sent
     problems = problems + _variable_problems(data)
     try:
         spec = parse(ExperimentSpec, data)
@@ -78,7 +81,7 @@ def _parse(data: Any, problems: list[Problem]) -> ExperimentSpec:
 
 
 def _size_problems(config: Any) -> list[Problem]:
-    size = len(json.dumps(config, ensure_ascii=False).encode("utf-8", "replace"))
+    size = len(dump_json(config).encode())
     if size <= MAX_BYTES:
         return []
     message = f"the config has {size:,} bytes; the limit is {MAX_BYTES:,}"

@@ -48,7 +48,9 @@ def put_stream(
     `length`.
     """
     with context.database.write() as session:
-        return StreamService(session, context.clock()).put(attempt_id, name, epoch=epoch, offset=offset, data=data)
+        return StreamService(session, context.clock(), context.settings.max_stream_bytes).put(
+            attempt_id, name, epoch=epoch, offset=offset, data=data
+        )
 
 
 @router.get("/runs/{run_id}/logs", tags=["runs"], summary="The end of a log", responses=error_responses(404))
@@ -63,4 +65,6 @@ def read_log(
 ) -> LogTail:
     """The last bytes of a log as text. Without `stream`: rank 0's log if it has any, otherwise standard output."""
     with context.database.read() as session:
-        return StreamService(session, context.clock()).tail(run_id, number=attempt, name=stream, max_bytes=tail_bytes)
+        return StreamService(session, context.clock(), context.settings.max_stream_bytes).tail(
+            run_id, number=attempt, name=stream, max_bytes=tail_bytes
+        )

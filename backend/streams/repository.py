@@ -26,8 +26,8 @@ class StreamRepository:
         query = select(Stream.name).where(Stream.attempt_id == attempt_id).order_by(Stream.name)
         return list(self._session.scalars(query))
 
-    def append(self, attempt_id: str, name: str, length: int, data: bytes) -> None:
-        """Add bytes to a stream of `length` bytes, whose attempt is locked."""
+    def append(self, attempt_id: str, name: str, length: int, data: bytes, keep: int) -> None:
+        """Count bytes into a stream of `length` bytes, whose attempt is locked, and keep the first `keep` of them."""
         key = {"attempt_id": attempt_id, "name": name}
         if length == 0:
             self._session.execute(insert(Stream).values(**key, length=len(data)))
@@ -37,15 +37,13 @@ class StreamRepository:
                 .where(Stream.attempt_id == attempt_id, Stream.name == name)
                 .values(length=length + len(data))
             )
+        data = data[:keep]
+        if not data:
+            return
         last = self._last_chunk(attempt_id, name) if length else None
-        if last is not None and length - last + len(data) <= CHUNK_BYTES:
-            self._session.execute(
-                update(StreamChunk)
-                .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name)
-                .where(StreamChunk.byte_offset == last)
-                .values(data=StreamChunk.data.concat(data))
-                .execution_options(synchronize_session=False)
-            )
+        if last is not None and len(last.data) + len(data) <= CHUNK_BYTES:
+            last.data += data
+            self._session.flush()
         else:
             self._session.execute(insert(StreamChunk).values(**key, byte_offset=length, data=data))
 
@@ -64,8 +62,11 @@ class StreamRepository:
         rows = self._session.execute(query).all()
         return b"".join(data for _, data in rows)[start - rows[0][0] :] if rows else b""
 
-    def _last_chunk(self, attempt_id: str, name: str) -> int | None:
-        query = select(func.max(StreamChunk.byte_offset)).where(
-            StreamChunk.attempt_id == attempt_id, StreamChunk.name == name
+    def _last_chunk(self, attempt_id: str, name: str) -> StreamChunk | None:
+        query = (
+            select(StreamChunk)
+            .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name)
+            .order_by(StreamChunk.byte_offset.desc())
+            .limit(1)
         )
-        return self._session.scalar(query)
+        return self._session.scalars(query).one_or_none()

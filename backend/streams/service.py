@@ -28,8 +28,9 @@ from nanollama.spec.rundir import EVENTS, STDOUT, EventLine
 class StreamService:
     """Streams of attempts, as of one moment."""
 
-    def __init__(self, session: Session, now: datetime) -> None:
+    def __init__(self, session: Session, now: datetime, max_bytes: int) -> None:
         self._now = now
+        self._max_bytes = max_bytes
         self._streams = StreamRepository(session)
         self._attempts = AttemptRepository(session)
         self._workers = WorkerRepository(session)
@@ -63,7 +64,7 @@ class StreamService:
         if not is_text(name):
             new = _whole_lines(new)
         if new:
-            self._streams.append(attempt_id, name, length, new)
+            self._streams.append(attempt_id, name, length, new, keep=max(0, self._max_bytes - length))
             self._ingest(attempt, name, length, new)
         return schemas.StreamInfo(attempt_id=attempt_id, name=name, length=length + len(new))
 
@@ -80,11 +81,14 @@ class StreamService:
             message = f"'{name[:100]}' is not a log"
             raise InvalidRequest(message, [Problem(path="stream", message=message, remedy="see `streams`")])
         length = self._streams.length(attempt.id, name)
-        start = max(0, length - max_bytes)
+        end = min(length, self._max_bytes)
+        start = max(0, end - max_bytes)
         data = self._streams.read(attempt.id, name, start)
         cut = _continuation_bytes(data) if start else 0
         # not final: a character whose last bytes have not arrived yet is left for the next look
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(data[cut:])
+        if end < length:
+            text += f"\n[truncated: {length - end:,} bytes that follow were not kept]\n"
         return schemas.LogTail(
             attempt=attempt.number, name=name, offset=start + cut, length=length, text=text, streams=names
         )
