@@ -1,0 +1,391 @@
+"""The daemon and its jobs against the service in memory, under any order of events: the protocol's invariants."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from nanollama.api.client import Client
+from nanollama.api.errors import ApiError
+from nanollama.api.status import AttemptState
+from tests.support.examples import experiment
+from tests.support.lease_service import LeaseService
+from worker.daemon import Daemon
+from worker.executors.base import Phase
+from worker.executors.fake import FakeExecutor
+from worker.job import Job
+from worker.journal import Journal
+from worker.settings import Settings
+
+RESULT = {"step": 10, "tokens": 100, "seconds": 1.0}
+
+
+class Bench:
+    """A worker whose threads are this one: each job moves by `tick`, the clock by `advance`."""
+
+    def __init__(self, folder: Path, *, slots: int = 2) -> None:
+        self.folder = folder
+        self.service = LeaseService(patient=False)
+        self.executor = FakeExecutor()
+        self.client = Client("http://service", transport=self.service.transport, retries=0)
+        self.settings = Settings(
+            url="http://service",
+            run_root=folder / "runs",
+            home=folder,
+            slots=slots,
+            name="bench",
+            pool="pool",
+            host="host",
+            user="user",
+            grace=5.0,
+            stop_jobs_on_exit=False,
+        )
+        self.now = 0.0
+        self.start_worker()
+
+    def start_worker(self) -> None:
+        """The worker's first or next life: all that it knows is in the journal."""
+        self.jobs: list[Job] = []
+        self.journal = Journal(self.folder / "worker.sqlite")
+        self.daemon = Daemon(
+            self.settings,
+            journal=self.journal,
+            client=self.client,
+            executor=self.executor,
+            follow=self.jobs.append,
+            clock=lambda: self.now,
+        )
+        self.daemon.resume()
+
+    def crash(self) -> None:
+        self.journal.close()
+        self.start_worker()
+
+    def sync(self) -> None:
+        with suppress(ApiError):
+            self.daemon.sync()
+
+    def tick(self) -> None:
+        self.now += 1.0
+        for job in list(self.jobs):
+            job.tick()
+        self.jobs[:] = [job for job in self.jobs if not job.over]
+
+    def settle(self) -> None:
+        """Outages are over: until nothing moves any more."""
+        self.service.away, self.service.lose_replies = False, 0
+        for _ in range(6):
+            self.now += 60.0  # longer than any pause
+            self.sync()
+            self.tick()
+
+    def directory(self, attempt_id: str) -> Path:
+        return self.settings.run_root / f"r-{attempt_id}" / "1"
+
+    def close(self) -> None:
+        self.journal.close()
+        self.client.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with closing(Bench(tmp_path)) as bench:
+        yield bench
+
+
+def finish(bench: Bench, attempt_id: str) -> None:
+    (bench.directory(attempt_id) / "result.json").write_text(json.dumps(RESULT))
+    bench.executor.finish(attempt_id)
+
+
+class ProtocolMachine(RuleBasedStateMachine):
+    """Crashes, outages, lost replies, lost leases and cancels in any order."""
+
+    @initialize()
+    def begin(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.bench = Bench(Path(self._folder.name))
+        self.bench.executor.obedient = True
+        self.names = [f"a{i}" for i in range(3)]
+        for name in self.names:
+            self.bench.service.add(name, experiment())
+        self.ended_before: dict[str, AttemptState] = {}
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        try:
+            self.check_that_all_end()
+        finally:
+            self.bench.close()
+            self._folder.cleanup()
+
+    def check_that_all_end(self) -> None:
+        bench = self.bench
+        for attempt in bench.service.attempts.values():
+            if attempt.worker == "another":
+                attempt.worker = None
+        for _ in self.names:
+            bench.settle()
+            for name in self.names:
+                if self.phase(name) is Phase.RUNNING:
+                    finish(bench, name)
+        bench.settle()
+        for name, attempt in bench.service.attempts.items():
+            assert attempt.state.terminal, (name, attempt.state)
+            if attempt.state is AttemptState.SUCCEEDED:
+                assert attempt.ended.exit_code == 0
+                assert attempt.ended.result == RESULT
+            stdout = bench.directory(name) / "stdout.log"
+            if stdout.exists():
+                assert attempt.streams.get("stdout.log", b"") == stdout.read_bytes()
+        assert bench.journal.held() == []
+
+    def phase(self, name: str) -> Phase | None:
+        status = self.bench.executor.statuses.get(name)
+        return status.phase if status else None
+
+    @rule()
+    def sync(self) -> None:
+        self.bench.sync()
+
+    @rule()
+    def tick(self) -> None:
+        self.bench.tick()
+
+    @rule()
+    def time_passes(self) -> None:
+        self.bench.now += 30.0
+
+    @rule()
+    def crash(self) -> None:
+        self.bench.crash()
+
+    @rule()
+    def toggle_outage(self) -> None:
+        self.bench.service.away = not self.bench.service.away
+
+    @rule(count=st.integers(1, 2))
+    def lose_replies(self, count: int) -> None:
+        self.bench.service.lose_replies = count
+
+    @rule(i=st.integers(0, 2))
+    def cancel(self, i: int) -> None:
+        self.bench.service.cancel(self.names[i])
+
+    @rule(i=st.integers(0, 2))
+    def lease_expires(self, i: int) -> None:
+        if self.bench.service.attempts[self.names[i]].worker is not None:
+            self.bench.service.give_to(self.names[i], None)
+
+    @rule(i=st.integers(0, 2), data=st.binary(min_size=1, max_size=20))
+    def run_writes(self, i: int, data: bytes) -> None:
+        if self.phase(self.names[i]) is Phase.RUNNING:
+            with open(self.bench.directory(self.names[i]) / "stdout.log", "ab") as file:
+                file.write(data)
+
+    @rule(i=st.integers(0, 2), how=st.sampled_from(["success", "no result", "failure", "signal", "vanish"]))
+    def run_ends(self, i: int, how: str) -> None:
+        name = self.names[i]
+        if self.phase(name) is not Phase.RUNNING:
+            return
+        if how == "success":
+            finish(self.bench, name)
+        elif how == "vanish":
+            self.bench.executor.vanish(name)
+        elif how == "signal":
+            self.bench.executor.finish(name, exit_code=None, signal=9)
+        else:
+            self.bench.executor.finish(name, exit_code=0 if how == "no result" else 1)
+
+    @rule()
+    def worker_is_told_to_interrupt(self) -> None:
+        for job in self.bench.jobs:
+            job.end("interrupt")
+
+    @precondition(lambda self: hasattr(self, "bench"))
+    @invariant()
+    def code_ran_at_most_once(self) -> None:
+        assert all(count == 1 for count in self.bench.executor.starts.values())
+
+    @precondition(lambda self: hasattr(self, "bench"))
+    @invariant()
+    def terminal_means_nothing_executes_and_is_absorbing(self) -> None:
+        for name, attempt in self.bench.service.attempts.items():
+            if attempt.state.terminal:
+                assert self.phase(name) not in (None, Phase.RUNNING, Phase.STARTING)
+                assert self.ended_before.setdefault(name, attempt.state) is attempt.state
+
+
+TestProtocol = ProtocolMachine.TestCase
+TestProtocol.settings = settings(deadline=None, max_examples=40, stateful_step_count=40)
+
+
+def states(bench: Bench, attempt_id: str) -> list[str]:
+    return [str(request.to) for request in bench.service.attempts[attempt_id].transitions]
+
+
+def test_a_run_is_started_shipped_and_reported(bench: Bench) -> None:
+    attempt = bench.service.add("a", experiment())
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING"]
+    assert attempt.transitions[0].attempt_dir == str(bench.directory("a"))
+    (bench.directory("a") / "stdout.log").write_bytes(b"hello\nwor")
+    finish(bench, "a")
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "SUCCEEDED"]
+    assert attempt.ended.result == RESULT
+    assert attempt.streams["stdout.log"] == b"hello\nwor"
+    assert bench.journal.held() == []
+
+
+def test_never_asks_for_more_than_its_slots(bench: Bench) -> None:
+    for i in range(5):
+        bench.service.add(f"a{i}", experiment())
+    bench.settle()
+    assert sum(bench.executor.starts.values()) == 2
+
+
+def test_asks_for_nothing_before_what_it_held_is_known(bench: Bench) -> None:
+    bench.service.add("a1", experiment())
+    bench.service.add("a2", experiment())
+    bench.settle()
+    for record in bench.journal.held():
+        bench.journal.forget(record)  # the journal has lost them, the service has not
+    bench.crash()
+    bench.service.add("a3", experiment())
+    bench.settle()
+    assert len(bench.jobs) == 2
+    assert bench.executor.starts == {"a1": 1, "a2": 1}
+
+
+def test_a_report_is_repeated_under_its_id_until_acknowledged(bench: Bench) -> None:
+    attempt = bench.service.add("a", experiment())
+    bench.settle()
+    finish(bench, "a")
+    bench.service.lose_replies = 1
+    bench.now += 60
+    bench.tick()
+    assert states(bench, "a") == ["RUNNING", "SUCCEEDED"]
+    assert len(bench.journal.held()) == 1
+    bench.crash()
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "SUCCEEDED"]
+    assert attempt.state is AttemptState.SUCCEEDED
+    assert bench.journal.held() == []
+
+
+def test_cancel_before_the_start_forbids_it(bench: Bench) -> None:
+    attempt = bench.service.add("a", experiment())
+    attempt.cancel_requested = True
+    bench.settle()
+    assert states(bench, "a") == ["CANCELLED"]
+    assert bench.executor.starts == {}
+
+
+def test_cancel_ends_the_run(bench: Bench) -> None:
+    bench.service.add("a", experiment())
+    bench.settle()
+    bench.service.cancel("a")
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "CANCELLED"]
+
+
+def test_a_run_that_succeeds_before_the_cancel_reaches_it_has_succeeded(bench: Bench) -> None:
+    bench.service.add("a", experiment())
+    bench.settle()
+    finish(bench, "a")
+    bench.service.cancel("a")
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "SUCCEEDED"]
+
+
+def test_what_does_not_obey_is_killed(bench: Bench) -> None:
+    bench.executor.obedient = False
+    bench.service.add("a", experiment())
+    bench.settle()
+    bench.service.cancel("a")
+    bench.sync()
+    bench.tick()
+    assert states(bench, "a") == ["RUNNING"]
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "CANCELLED"]
+
+
+def test_an_interrupted_run_is_asked_first(bench: Bench) -> None:
+    bench.service.add("a", experiment())
+    bench.settle()
+    bench.jobs[0].end("interrupt")
+    bench.tick()
+    assert (bench.directory("a") / "stop_requested").exists()
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "INTERRUPTED"]
+
+
+def test_a_lost_lease_leaves_the_process_alone(bench: Bench) -> None:
+    bench.service.add("a", experiment())
+    bench.settle()
+    bench.service.give_to("a", "another")
+    bench.settle()
+    assert bench.jobs == []
+    assert bench.journal.held() == []
+    assert bench.executor.statuses["a"].phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize("call", ["streams", "transitions"])
+def test_a_stale_epoch_drops_the_record(bench: Bench, call: str) -> None:
+    bench.service.add("a", experiment())
+    bench.settle()
+    bench.service.give_to("a", "another")
+    if call == "streams":
+        (bench.directory("a") / "stdout.log").write_bytes(b"late\n")
+    else:
+        finish(bench, "a")
+    bench.now += 60
+    bench.tick()
+    assert bench.jobs == []
+    assert bench.journal.held() == []
+    assert states(bench, "a") == ["RUNNING"]
+
+
+def test_a_run_that_cannot_start_fails_with_the_reason(bench: Bench) -> None:
+    bench.executor.refusal = "the disk is full"
+    attempt = bench.service.add("a", experiment())
+    bench.settle()
+    assert states(bench, "a") == ["FAILED"]
+    assert attempt.ended.reason == "the disk is full"
+
+
+def test_a_run_id_that_leads_elsewhere_is_refused(bench: Bench) -> None:
+    attempt = bench.service.add("a", experiment(), run_id="../../etc")
+    bench.settle()
+    assert states(bench, "a") == ["FAILED"]
+    assert "cannot name a folder" in (attempt.ended.reason or "")
+    assert not bench.settings.run_root.exists()
+
+
+def test_a_service_that_has_forgotten_the_worker_is_told_again(bench: Bench) -> None:
+    bench.sync()
+    bench.service.workers.clear()
+    bench.sync()
+    bench.service.add("a", experiment())
+    bench.settle()
+    assert bench.executor.starts == {"a": 1}
+
+
+def test_an_attempt_without_files_is_not_started_again(bench: Bench) -> None:
+    attempt = bench.service.add("a", experiment())
+    bench.settle()
+    del bench.executor.statuses["a"]
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING", "INTERRUPTED"]
+    assert bench.executor.starts == {"a": 1}
+    assert "files are gone" in (attempt.ended.reason or "")

@@ -1,0 +1,294 @@
+"""The loop: register, renew leases, take new ones, follow each in a job, and leave without losing any."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from nanollama import __version__
+from nanollama.api.client import Client
+from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound
+from nanollama.api.schemas import Lease, SyncReply, SyncRequest, TransitionRequest, WorkerRegistration, WorkerTerms
+from nanollama.api.status import AttemptState
+from nanollama.spec.rundir import EXIT_BAD_INPUT
+from worker.executors.base import Executor, Refused, attempt_directory
+from worker.job import Job
+from worker.journal import Journal, Record
+from worker.outcome import Ending
+from worker.pace import Backoff, Pace
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BUSY_WAIT_SECONDS = 2.0
+"""Long poll while every slot is taken: after a job's end the next one is asked for at most this much later."""
+
+SECOND_SIGNAL_SECONDS = 1.0
+REPORT_SECONDS = 5.0
+"""How long jobs that have been stopped get to tell the service; the journal keeps what is left."""
+
+_MAX_WAIT_SECONDS = 30.0
+
+
+class _NotAccepted(Exception):
+    """The service refuses the registration; to try again would change nothing."""
+
+
+class Daemon:
+    """One worker.
+
+    Args:
+        settings: what it was told.
+        journal: what it remembers.
+        client: connection to the service.
+        executor: executes attempts.
+        follow: sets a job going.
+        clock: tells the jobs the time in seconds, from any origin.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        journal: Journal,
+        client: Client,
+        executor: Executor,
+        follow: Callable[[Job], None] = Job.start,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._client = client
+        self._executor = executor
+        self._start_job = follow
+        self._clock = clock
+        self._pace = Pace()
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()  # guards the jobs
+        self._draining = threading.Event()
+        self._closed = threading.Event()
+        self._introduced = False  # whether the service knows what is held: only then is more asked for
+        self._terms: WorkerTerms | None = None
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._failure: str | None = None
+
+    def run(self) -> int:
+        """Work until a signal comes; returns the exit code. To be called from the main thread."""
+        with self._signals_caught():
+            self.resume()
+            threading.Thread(target=self._sync_forever, name="sync", daemon=True).start()
+            self._signals.get()
+            return self._leave()
+
+    def resume(self) -> None:
+        """Take up again what an earlier life of this worker held."""
+        for record in self._journal.held():
+            self._follow(record)
+
+    def sync(self) -> None:
+        """Talk to the service once: renew, take, lose, cancel.
+
+        Raises:
+            ApiError: the service is away, or refuses.
+        """
+        try:
+            if self._terms is None:
+                self._register()
+            self._apply(self._client.sync(self._journal.worker_id, self._request()))
+        except NotFound:
+            self._terms = None  # the service has forgotten this worker
+            raise
+
+    # -- talking to the service --------------------------------------------------------------------------------------
+
+    def _sync_forever(self) -> None:
+        backoff = Backoff()
+        while not self._closed.is_set():
+            try:
+                self.sync()
+            except _NotAccepted as error:
+                self._failure = str(error)
+                self._signals.put(0)
+                return
+            except ApiError as error:
+                if not backoff.failing:
+                    log.warning("%s; jobs go on, trying again", error)
+                self._closed.wait(backoff.next())
+            except Exception:
+                if self._closed.is_set():
+                    return  # the connection was closed under a poll that nobody waits for
+                log.exception("a bug in the worker; trying again")
+                self._closed.wait(backoff.next())
+            else:
+                if backoff.failing:
+                    log.info("the service answers again")
+                backoff.reset()
+
+    def _register(self) -> None:
+        settings = self._settings
+        registration = WorkerRegistration(
+            name=settings.name,
+            pool=settings.pool,
+            executor=self._executor.kind,
+            host=settings.host,
+            user=settings.user,
+            run_root=str(settings.run_root),
+            slots=settings.slots,
+            version=__version__,
+        )
+        try:
+            self._terms = self._client.register(self._journal.worker_id, registration)
+        except (InvalidRequest, Forbidden, Conflict) as error:
+            raise _NotAccepted(f"the service does not accept this worker: {error}") from error
+        self._pace.upload_seconds = self._terms.upload_seconds
+        self._introduced = False
+        log.info("registered with %s as %s (%s)", self._client.url, settings.name, self._journal.worker_id)
+
+    def _request(self) -> SyncRequest:
+        assert self._terms is not None
+        draining = self._draining.is_set()
+        with self._lock:
+            held = [job.held for job in self._jobs.values()]
+        free = 0 if draining or not self._introduced else max(0, self._settings.slots - len(held))
+        wait = min(self._terms.heartbeat_seconds, _MAX_WAIT_SECONDS) if free else BUSY_WAIT_SECONDS
+        wait = wait if self._introduced else 0.0
+        return SyncRequest(held=held, free_slots=free, wait_seconds=wait, draining=draining)
+
+    def _apply(self, reply: SyncReply) -> None:
+        self._pace.upload_seconds = reply.upload_seconds
+        self._introduced = True
+        for attempt_id in reply.lost:
+            job = self._take_out(attempt_id)
+            if job is not None:
+                job.lose()
+        for lease in reply.leases:
+            self._accept(lease)
+        for attempt_id in reply.cancel:
+            with self._lock:
+                job = self._jobs.get(attempt_id)
+            if job is not None:
+                job.end("cancel")
+
+    def _accept(self, lease: Lease) -> None:
+        """Take a lease, new or delivered again."""
+        if self._draining.is_set():
+            return  # it is delivered again to the next life
+        with self._lock:
+            known = self._jobs.get(lease.attempt_id)
+        if known is not None and known.held.epoch >= lease.epoch:
+            return
+        earlier = self._take_out(lease.attempt_id)
+        if earlier is not None:
+            earlier.lose()
+        try:
+            directory = attempt_directory(self._settings.run_root, lease.run_id, lease.number)
+        except Refused as refusal:
+            log.error("%s: %s", lease.run_name, refusal)
+            transition_id = f"refused-{lease.attempt_id}"[:64]
+            request = TransitionRequest(
+                transition_id=transition_id, epoch=lease.epoch, to=AttemptState.FAILED, reason=str(refusal)
+            )
+            self._client.transition(lease.attempt_id, request)
+            return
+        record = Record(lease, directory, lease.state, "cancel" if lease.cancel_requested else None)
+        self._journal.hold(record)
+        self._follow(record)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def _follow(self, record: Record) -> None:
+        job = Job(
+            record,
+            executor=self._executor,
+            client=self._client,
+            journal=self._journal,
+            pace=self._pace,
+            grace=self._settings.grace,
+            on_over=self._on_over,
+            clock=self._clock,
+        )
+        with self._lock:
+            self._jobs[job.attempt.id] = job
+        self._start_job(job)
+
+    def _on_over(self, job: Job) -> None:
+        with self._lock:
+            if self._jobs.get(job.attempt.id) is job:
+                del self._jobs[job.attempt.id]
+
+    def _take_out(self, attempt_id: str) -> Job | None:
+        with self._lock:
+            return self._jobs.pop(attempt_id, None)
+
+    def _all_jobs(self) -> list[Job]:
+        with self._lock:
+            return list(self._jobs.values())
+
+    # -- leaving -----------------------------------------------------------------------------------------------------
+
+    def _leave(self) -> int:
+        if self._failure is not None:
+            log.error("%s", self._failure)
+        self._draining.set()
+        if self._settings.stop_jobs_on_exit:
+            self._stop_jobs("interrupt")
+        else:
+            self._say_goodbye()
+            if self._all_jobs() and self._another_signal(within=SECOND_SIGNAL_SECONDS):
+                self._stop_jobs("cancel", hurry=True)
+        left = self._all_jobs()
+        for job in left:
+            job.detach()
+        for job in left:
+            job.join(SECOND_SIGNAL_SECONDS)
+        self._closed.set()
+        log.info("ended%s", f"; {len(left)} runs are left to the next worker of this pool" if left else "")
+        return 0 if self._failure is None else EXIT_BAD_INPUT
+
+    def _say_goodbye(self) -> None:
+        """Tell the service that this worker takes nothing more; without it, its silence says so a little later."""
+        if self._terms is not None:
+            with contextlib.suppress(ApiError):
+                self._client.sync(self._journal.worker_id, self._request().model_copy(update={"wait_seconds": 0.0}))
+
+    def _stop_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
+        """End every job and wait until they are reported; what cannot be reported in time stays in the journal."""
+        log.info("stopping %d runs", len(self._all_jobs()))
+        deadline: float | None = None
+        while jobs := self._all_jobs():
+            for job in jobs:
+                job.end(ending, hurry=hurry)
+            hurry = self._another_signal(within=0.1) or hurry
+            now = time.monotonic()
+            if not all(job.ended for job in jobs):
+                deadline = None
+            elif deadline is None:
+                deadline = now + REPORT_SECONDS
+            elif now >= deadline:
+                log.warning("the service does not answer; the next start of this worker reports how the runs ended")
+                return
+
+    def _another_signal(self, *, within: float) -> bool:
+        try:
+            self._signals.get(timeout=within)
+        except queue.Empty:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _signals_caught(self) -> Iterator[None]:
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signals.put(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""How an attempt is executed: the interface, processes on this machine, and a fake for tests."""

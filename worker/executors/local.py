@@ -1,0 +1,173 @@
+"""Executes attempts as processes of this machine, each under a supervisor that outlives the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from nanollama.spec.base import SpecError, parse
+from nanollama.spec.experiment import APPS, ExperimentSpec
+from nanollama.spec.load import dump_yaml
+from nanollama.spec.rundir import CONFIG, EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, write_atomic
+from worker.executors.base import Attempt, ExecutorKind, Forbidder, Phase, Refused, Status
+from worker.executors.claim import Claim, read_claim, take_claim
+from worker.executors.processes import boot_id, find_tree, is_alive, kill_tree
+
+_REAP_SECONDS = 0.5
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def torchrun_command(attempt: Attempt, spec: ExperimentSpec) -> list[str]:
+    """The one command that is ever run: torchrun on a registered app, with a free rendezvous port of its own."""
+    torchrun = [sys.executable, "-m", "nanollama.cluster.torchrun", "--standalone"]
+    ranks = ["--nproc-per-node", str(spec.cluster.nproc_per_node)]
+    arguments = [f"config={attempt.directory / CONFIG}", f"attempt_dir={attempt.directory}"]
+    return [*torchrun, *ranks, "-m", APPS[attempt.app], *arguments]
+
+
+def read_spec(attempt: Attempt) -> ExperimentSpec:
+    """The config of an attempt, checked.
+
+    Raises:
+        Refused: an app that is not registered here, or a config that this version cannot read.
+    """
+    if attempt.app not in APPS:
+        raise Refused(f"this worker knows no app '{attempt.app}'; it runs: {', '.join(sorted(APPS))}")
+    try:
+        spec = parse(ExperimentSpec, attempt.config)
+    except SpecError as error:
+        raise Refused(f"this worker cannot use the config: {error}") from None
+    if spec.app != attempt.app:
+        raise Refused(f"the config is of the app '{spec.app}', the lease of '{attempt.app}'")
+    return spec
+
+
+class LocalExecutor:
+    """Attempts as processes of this machine.
+
+    Args:
+        grace: seconds between the request to end and the kill.
+        command: what a supervisor runs for an attempt.
+    """
+
+    def __init__(
+        self, *, grace: float = 5.0, command: Callable[[Attempt, ExperimentSpec], list[str]] = torchrun_command
+    ) -> None:
+        self._grace = grace
+        self._command = command
+        self._children: dict[str, subprocess.Popen[bytes]] = {}  # supervisors of this life, by attempt
+        self._released: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def kind(self) -> ExecutorKind:
+        """The name of the executor on the wire."""
+        return "local"
+
+    def start(self, attempt: Attempt) -> None:
+        """Start a supervisor; it does nothing when the attempt has been claimed.
+
+        Raises:
+            Refused: an app or config that cannot be run, or a directory that cannot be written.
+        """
+        spec = read_spec(attempt)
+        try:
+            attempt.directory.mkdir(parents=True, exist_ok=True)
+            write_atomic(attempt.directory / CONFIG, dump_yaml(spec).encode())
+            child = self._spawn(attempt, spec)
+        except OSError as error:
+            raise Refused(f"cannot start in {attempt.directory}: {error.strerror}") from error
+        with self._lock:
+            self._children[attempt.id] = child
+
+    def look(self, attempt: Attempt) -> Status:
+        """Where the attempt is, by the files in its directory."""
+        # first the process, then the files: it writes before it ends, so what it has written is seen
+        with self._lock:
+            child = self._children.get(attempt.id)
+            code = None if child is None else child.poll()
+        claim = read_claim(attempt.directory)
+        if claim is None:
+            if code in (0, EXIT_CLAIM_LOST):
+                return Status(Phase.VANISHED, reason=f"{attempt.directory} has been removed")
+            if code is not None:
+                reason = f"the supervisor ended with code {code} before it could start the run"
+                return Status(Phase.FAILED_TO_START, reason=reason)
+            return Status(Phase.ABSENT if child is None else Phase.STARTING)
+        if claim.holder != "job":
+            return Status(Phase.FORBIDDEN, forbidder=claim.holder)
+        alive = is_alive(claim.pid, claim.start_time, claim.boot_id)
+        ended = _read_record(Exit, attempt.directory / EXIT)
+        if ended is not None:
+            return Status(Phase.ENDED, exit=ended)
+        if not alive:
+            return Status(Phase.VANISHED, reason=_why_vanished(claim))
+        return Status(Phase.RUNNING if (attempt.directory / PROC).exists() else Phase.STARTING)
+
+    def forbid(self, attempt: Attempt, by: Forbidder) -> bool:
+        """Take the claim, so that no supervisor can."""
+        attempt.directory.mkdir(parents=True, exist_ok=True)
+        return take_claim(attempt.directory, Claim(holder=by))
+
+    def stop(self, attempt: Attempt) -> None:
+        """Tell the supervisor to end the run and, after the grace, to kill what is left."""
+        self._signal_supervisor(attempt, signal.SIGTERM)
+
+    def kill(self, attempt: Attempt) -> None:
+        """Kill supervisor and run; returns when nothing is left."""
+        self._signal_supervisor(attempt, signal.SIGKILL)
+        kill_tree(lambda: find_tree(attempt.id))
+
+    def release(self, attempt: Attempt) -> None:
+        """Reap the supervisor, which has nothing left to do; one that goes on for another worker is reaped later."""
+        with self._lock:
+            child = self._children.pop(attempt.id, None)
+        if child is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_REAP_SECONDS)
+        with self._lock:
+            self._released = [c for c in (*self._released, child) if c.poll() is None]
+
+    def _signal_supervisor(self, attempt: Attempt, number: signal.Signals) -> None:
+        claim = read_claim(attempt.directory)
+        if claim is None or not is_alive(claim.pid, claim.start_time, claim.boot_id):
+            return
+        assert claim.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(claim.pid, number)
+
+    def _spawn(self, attempt: Attempt, spec: ExperimentSpec) -> subprocess.Popen[bytes]:
+        program = [sys.executable, "-m", "worker.executors.supervisor"]
+        arguments = [attempt.id, str(attempt.directory), str(self._grace), *self._command(attempt, spec)]
+        with open(attempt.directory / STDOUT, "ab") as output:
+            return subprocess.Popen(
+                [*program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+def _why_vanished(claim: Claim) -> str:
+    if claim.boot_id != boot_id():
+        return "the machine has been restarted"
+    return "the run's supervisor has vanished without an account; it was probably killed by hand or out of memory"
+
+
+def _read_record(model: type[RecordT], path: Path) -> RecordT | None:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None

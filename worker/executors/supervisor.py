@@ -1,0 +1,147 @@
+"""The process that executes one attempt and outlives the daemon.
+
+`python -m worker.executors.supervisor ATTEMPT_ID DIRECTORY GRACE COMMAND…` takes the claim of the attempt directory,
+runs the command in a session and process group of its own, and writes proc.json and at the end, when nothing of the
+attempt is left, exit.json. On SIGTERM it passes the signal on to the command's group and kills after GRACE seconds
+whatever is still there. It ends with 77, having run nothing, when the claim is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from nanollama.spec.rundir import EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, Proc, write_atomic
+from worker.executors.claim import Claim, take_claim
+from worker.executors.processes import MARK, find_tree, kill_tree
+
+_PR_SET_CHILD_SUBREAPER = 36
+_EXIT_NOT_STARTED = 127
+
+
+class Supervisor:
+    """One attempt's execution."""
+
+    def __init__(self, attempt_id: str, directory: Path, grace: float, command: Sequence[str]) -> None:
+        self._attempt_id = attempt_id
+        self._directory = directory
+        self._grace = grace
+        self._command = list(command)
+        self._terminated = False
+        self._process: subprocess.Popen[bytes] | None = None  # kept: a forgotten one reaps its child when collected
+        self._child: int | None = None
+        self._status: int | None = None  # wait status of the child
+        self._signals, wakeup = os.pipe()
+        for end in (self._signals, wakeup):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wakeup)
+
+    def run(self) -> int:
+        """Execute the attempt and return this process's exit code."""
+        # handlers, not SIG_IGN: an ignored signal would stay ignored in the command
+        signal.signal(signal.SIGTERM, self._note_termination)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, _nothing)
+        claim = Claim.of_this_process()
+        if not take_claim(self._directory, claim):
+            return EXIT_CLAIM_LOST
+        # orphans of the attempt become children of this process and are found, whatever session they made
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if self._terminated:
+            self._write_exit(Exit(signal=signal.SIGTERM, exit_code=None, time=time.time(), terminated=True))
+            return 0
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            print(f"error: cannot start {self._command[0]}: {error.strerror}", file=sys.stderr)
+            self._write_exit(Exit(exit_code=_EXIT_NOT_STARTED, time=time.time()))
+            return 0
+        self._child = self._process.pid
+        assert claim.pid is not None
+        assert claim.start_time is not None
+        assert claim.boot_id is not None
+        proc = Proc(pid=claim.pid, start_time=claim.start_time, boot_id=claim.boot_id, pgid=self._child)
+        write_atomic(self._directory / PROC, proc.model_dump_json().encode())
+        code = os.waitstatus_to_exitcode(self._wait())
+        terminated = self._terminated
+        self._kill_everything()
+        ended = {"exit_code": code} if code >= 0 else {"exit_code": None, "signal": -code}
+        self._write_exit(Exit(**ended, time=time.time(), terminated=terminated))
+        return 0
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, MARK: self._attempt_id, "PYTHONUNBUFFERED": "1"}
+        with open(self._directory / STDOUT, "ab") as output:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def _wait(self) -> int:
+        """Wait for the command, ending it when told to, and return its wait status."""
+        deadline: float | None = None
+        while True:
+            self._reap()
+            if self._status is not None:
+                return self._status
+            if self._terminated and deadline is None:
+                assert self._child is not None
+                os.killpg(self._child, signal.SIGTERM)  # not reaped yet, so the group is ours
+                deadline = time.monotonic() + self._grace
+            if deadline is not None and time.monotonic() >= deadline:
+                self._kill_everything()
+                continue
+            timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
+            select.select([self._signals], [], [], timeout)
+            self._drain_signals()
+
+    def _kill_everything(self) -> None:
+        kill_tree(lambda: find_tree(self._attempt_id, root=os.getpid()), after_round=self._reap)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._child:
+                self._status = status
+
+    def _drain_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._signals, 4096)
+
+    def _note_termination(self, _number: int, _frame: FrameType | None) -> None:
+        self._terminated = True
+
+    def _write_exit(self, record: Exit) -> None:
+        write_atomic(self._directory / EXIT, record.model_dump_json().encode())
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Wake the supervisor, no more."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the program on its arguments."""
+    attempt_id, directory, grace, *command = arguments
+    return Supervisor(attempt_id, Path(directory), float(grace), command).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,288 @@
+"""One job's life: start or adopt it, follow it, ship what it writes, end it when asked, report how it ended."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from nanollama.api.client import Client
+from nanollama.api.errors import ApiError, Conflict, NotFound, StaleEpoch
+from nanollama.api.schemas import Held, TransitionRequest
+from nanollama.api.status import AttemptState
+from nanollama.spec.rundir import STOP_REQUESTED
+from worker.executors.base import Attempt, Executor, Forbidder, Phase, Refused, Status
+from worker.journal import Journal, Record
+from worker.outcome import Ending, Outcome, judge
+from worker.pace import Backoff, Pace
+from worker.shipping import Shipper
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+_REASON_CHARS = 4000
+_PATIENCE_SECONDS = 10.0
+
+
+class Job:
+    """An attempt that this worker holds, followed in a thread of its own.
+
+    Args:
+        record: the attempt, as it is in the journal.
+        executor: executes it.
+        client: connection to the service.
+        journal: remembers what must survive.
+        pace: how often to ship.
+        grace: seconds that a run which is interrupted has to save and stop by itself.
+        on_over: called when the job is over for this worker: reported, or lost to another.
+        clock: tells the time in seconds, from any origin.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        executor: Executor,
+        client: Client,
+        journal: Journal,
+        pace: Pace,
+        grace: float,
+        on_over: Callable[[Job], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._record = record
+        lease = record.lease
+        self.attempt = Attempt(lease.attempt_id, record.directory, lease.app, lease.config)
+        self._title = f"{lease.run_name} ({lease.run_id}, attempt {lease.number})"
+        self._executor = executor
+        self._client = client
+        self._journal = journal
+        self._pace = pace
+        self._grace = grace
+        self._on_over = on_over
+        self._clock = clock
+        self._shipper = Shipper(record.directory, self._put)
+        self._lock = threading.Lock()  # guards the record
+        self._wake = threading.Event()
+        self._detached = self._lost = self._reported = self._done = self._hurry = False
+        self._outcome: Outcome | None = None
+        self._escalation: list[tuple[float, Callable[[], None]]] | None = None
+        self._backoff = Backoff()
+        self._next_talk = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"job-{lease.attempt_id}", daemon=True)
+
+    # -- what others may call --------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> Held:
+        """The lease, as it is renewed."""
+        return Held(attempt_id=self._record.lease.attempt_id, epoch=self._record.lease.epoch)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing executes any more, though it may not be reported yet."""
+        return self._outcome is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether it is reported, or lost to another."""
+        return self._done
+
+    def start(self) -> None:
+        """Begin to follow it."""
+        self._thread.start()
+
+    def end(self, ending: Ending, *, hurry: bool = False) -> None:
+        """Ask for its end: for good, or for now. With `hurry` it gets no time to save."""
+        with self._lock:
+            if self._record.ending not in (ending, "cancel"):
+                log.info("%s: to be %s", self._title, "cancelled" if ending == "cancel" else "interrupted")
+                self._record = self._journal.end(self._record, ending)
+                self._escalation = None
+            if hurry and not self._hurry:
+                self._hurry = True
+                self._escalation = None
+        self._wake.set()
+
+    def lose(self) -> None:
+        """The lease is gone: forget it and leave its process alone, it is another's now."""
+        self._lost = True
+        self._wake.set()
+
+    def detach(self) -> None:
+        """Stop following it; it goes on, and the next life of the worker takes it up."""
+        self._detached = True
+        self._wake.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread."""
+        self._thread.join(timeout)
+
+    # -- the life ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not (self._detached or self._done):
+            try:
+                self.tick()
+                pause = self._pause()
+            except (OSError, sqlite3.Error) as error:  # a full disk, a file system that is away: nothing is decided
+                if not self._detached:
+                    log.error("%s: %s; trying again", self._title, error)
+                pause = self._backoff.next()
+            except Exception:
+                if not self._detached:
+                    log.exception("%s: a bug in the worker; trying again", self._title)
+                pause = self._backoff.next()
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def tick(self) -> None:
+        """Do what is due, without waiting for anything but the service's answers."""
+        if self._outcome is None and not self._lost:
+            self._advance()
+        if self._clock() >= self._next_talk and not self._lost:
+            self._talk()
+        if self._lost or self._reported:
+            if self._lost:
+                log.warning("%s: this worker does not hold it any more; its process is left alone", self._title)
+            self._journal.forget(self._record)
+            self._executor.release(self.attempt)
+            self._on_over(self)
+            self._done = True
+
+    def _pause(self) -> float:
+        if self._done:
+            return 0.0
+        until_talk = max(0.0, self._next_talk - self._clock())
+        return until_talk if self._outcome is not None else min(TICK_SECONDS, until_talk)
+
+    def _advance(self) -> None:
+        """Look, and do what follows from it."""
+        status = self._executor.look(self.attempt)
+        if status.phase is Phase.ABSENT:
+            self._begin()
+        elif status.phase is Phase.FAILED_TO_START:
+            self._give_up(judge(self.attempt.directory, status, None))
+        elif status.phase in (Phase.STARTING, Phase.RUNNING):
+            if status.phase is Phase.RUNNING:
+                self._announce_running()
+            if self._record.ending is not None:
+                self._escalate(status)
+        else:
+            self._conclude(status)
+
+    def _begin(self) -> None:
+        """Start what has not been started."""
+        if self._record.state is not AttemptState.LEASED or self._journal.pending(self._record):
+            self._conclude(Status(Phase.VANISHED, reason=f"its files are gone from {self.attempt.directory}"))
+        elif self._record.ending is not None:
+            self._executor.forbid(self.attempt, self._forbidder)  # the next look tells who has won
+        else:
+            log.info("%s: starting in %s", self._title, self.attempt.directory)
+            try:
+                self._executor.start(self.attempt)
+            except Refused as refusal:
+                self._give_up(Outcome(AttemptState.FAILED, str(refusal)))
+
+    def _give_up(self, outcome: Outcome) -> None:
+        """It cannot be started: make sure that nobody else is about to, then report it."""
+        try:
+            forbidden = self._executor.forbid(self.attempt, "void")
+        except OSError:
+            forbidden = True  # where no claim can be written, nobody can start
+        if forbidden:
+            self._set_outcome(outcome)
+
+    def _conclude(self, status: Status) -> None:
+        if status.phase is Phase.VANISHED:
+            self._executor.kill(self.attempt)  # its supervisor is gone, but what it supervised may not be
+        elif status.phase is Phase.ENDED:
+            self._announce_running()
+        self._set_outcome(judge(self.attempt.directory, status, self._record.ending))
+
+    def _set_outcome(self, outcome: Outcome) -> None:
+        log.info("%s: %s%s", self._title, outcome.to, f": {outcome.reason}" if outcome.reason else "")
+        self._outcome = outcome
+        if not self._backoff.failing:
+            self._next_talk = 0.0
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _forbidder(self) -> Forbidder:
+        return "cancel" if self._record.ending == "cancel" else "void"
+
+    def _escalate(self, status: Status) -> None:
+        """Take every step that is due: ask, tell, kill."""
+        with self._lock:
+            if self._escalation is None:
+                if status.phase is Phase.STARTING and self._executor.forbid(self.attempt, self._forbidder):
+                    return
+                self._escalation = self._plan_ending()
+            now = self._clock()
+            due = [action for at, action in self._escalation if at <= now]
+            self._escalation = self._escalation[len(due) :]
+        for action in due:
+            action()
+
+    def _plan_ending(self) -> list[tuple[float, Callable[[], None]]]:
+        """When to do what, on the monotonic clock."""
+        now = self._clock()
+        gentle = self._record.ending == "interrupt" and not self._hurry
+        stop_at = now + (self._grace if gentle else 0.0)
+        # the executor kills after its own grace; to kill from here is for one that cannot act any more
+        kill_at = stop_at + 2 * self._grace + _PATIENCE_SECONDS
+        plan: list[tuple[float, Callable[[], None]]] = [
+            (stop_at, lambda: self._executor.stop(self.attempt)),
+            (kill_at, lambda: self._executor.kill(self.attempt)),
+        ]
+        return [(now, (self.attempt.directory / STOP_REQUESTED).touch), *plan] if gentle else plan
+
+    # -- talking to the service --------------------------------------------------------------------------------------
+
+    def _talk(self) -> None:
+        """Send what is due. Reports go first, but the last one only after every byte of the streams."""
+        drained = False
+        try:
+            self._send_reports()
+            drained = self._reported or self._shipper.ship(final=self._outcome is not None)
+            if drained and self._outcome is not None and not self._reported:
+                self._intend_outcome(self._outcome)
+                self._send_reports()
+        except (StaleEpoch, Conflict, NotFound) as error:
+            log.warning("%s: %s", self._title, error)
+            self._lost = True
+        except ApiError as error:
+            if not self._backoff.failing:
+                log.warning("%s: %s; it goes on, and is reported later", self._title, error)
+            self._next_talk = self._clock() + self._backoff.next()
+        else:
+            self._backoff.reset()
+            self._next_talk = self._clock() + (self._pace.upload_seconds if drained else 0.0)
+
+    def _put(self, name: str, offset: int, data: bytes) -> int:
+        lease = self._record.lease
+        return self._client.put_stream(lease.attempt_id, name, epoch=lease.epoch, offset=offset, data=data).length
+
+    def _announce_running(self) -> None:
+        if self._record.state is AttemptState.LEASED and not self._journal.pending(self._record):
+            self._intend(to=AttemptState.RUNNING, attempt_dir=str(self.attempt.directory))
+
+    def _intend_outcome(self, outcome: Outcome) -> None:
+        reason = outcome.reason[:_REASON_CHARS] if outcome.reason else None
+        self._intend(to=outcome.to, reason=reason, exit_code=outcome.exit_code, result=outcome.result)
+
+    def _intend(self, **report: Any) -> None:
+        epoch, transition_id = self._record.lease.epoch, uuid.uuid4().hex
+        self._journal.intend(self._record, TransitionRequest(transition_id=transition_id, epoch=epoch, **report))
+
+    def _send_reports(self) -> None:
+        for request in self._journal.pending(self._record):
+            self._client.transition(self.attempt.id, request)
+            with self._lock:
+                self._record = self._journal.acknowledge(self._record, request)
+            self._reported = request.to.terminal

@@ -1,0 +1,64 @@
+"""Start the worker: settings, log, the lock of the home, and the daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nanollama.api.client import Client
+from nanollama.spec.base import Problem, SpecError
+from nanollama.spec.command import run_command
+from worker import journal
+from worker.daemon import Daemon
+from worker.executors.local import LocalExecutor
+from worker.settings import Settings, read_settings
+
+LOCK = "worker.lock"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the worker until it is told to stop; returns the exit code.
+
+    Raises:
+        SpecError: settings that cannot be used, or a home that another worker uses.
+    """
+    settings = read_settings(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO, stream=sys.stderr)
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with (
+        _home_locked(settings),
+        contextlib.closing(journal.Journal(settings.home / journal.FILE)) as memory,
+        Client(settings.url, retries=0) as client,  # the daemon and its jobs have pauses of their own
+    ):
+        executor = LocalExecutor(grace=settings.grace)
+        return Daemon(settings, journal=memory, client=client, executor=executor).run()
+
+
+@contextlib.contextmanager
+def _home_locked(settings: Settings) -> Iterator[None]:
+    path: Path = settings.home / LOCK
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another worker"
+            message = f"{settings.home} is in use by {holder}"
+            raise SpecError(
+                [Problem(path="--home", message=message, remedy="stop it, or choose another home")]
+            ) from None
+        file.truncate(0)
+        file.write(f"worker {settings.name} (process {os.getpid()} on {settings.host})")
+        file.flush()
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `python -m worker`."""
+    return run_command(run, arguments)

@@ -1,0 +1,175 @@
+"""How an attempt ended, from the evidence in its directory: the state to report, and why, in words."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nanollama.api.status import AttemptState
+from nanollama.spec.rundir import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    LOGS,
+    RESULT,
+    STDOUT,
+    STOPPED,
+    Exit,
+    Stopped,
+)
+from worker.executors.base import Phase, Status
+
+Ending = Literal["cancel", "interrupt"]
+"""How this worker is ending an attempt: for good, or so that the next attempt continues."""
+
+_TAIL_BYTES = 65536
+_LINE_CHARS = 500
+_RANK_PREFIX = re.compile(r"^\[rank\d+\]:\s?")
+_TRACEBACK = "Traceback (most recent call last):"
+_SECONDARY = re.compile(r"SignalException|ChildFailedError|Connection (?:reset|closed) by peer")
+_ERROR_LINE = re.compile(r"^(?:error|\S*(?:Error|Exception)): ", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The terminal transition of an attempt. `exit_code` follows the shell: 128 + n after signal n."""
+
+    to: AttemptState
+    reason: str | None = None
+    exit_code: int | None = None
+    result: dict[str, Any] | None = None
+
+
+def judge(directory: Path, status: Status, ending: Ending | None) -> Outcome:
+    """What became of an attempt that has ended, vanished or been forbidden."""
+    if status.phase is Phase.FORBIDDEN:
+        if status.forbidder == "cancel":
+            return Outcome(AttemptState.CANCELLED, "cancelled before it started")
+        return Outcome(AttemptState.VOID, "it was forbidden to start")
+    if status.phase is Phase.FAILED_TO_START:
+        return Outcome(AttemptState.FAILED, _join(status.reason, log_reason(directory)))
+    stopped = _read_stopped(directory)
+    if status.phase is Phase.VANISHED:
+        return _ended_by_us(ending) or Outcome(AttemptState.INTERRUPTED, status.reason)
+    assert status.phase is Phase.ENDED
+    assert status.exit is not None
+    code = stopped.exit_code if stopped is not None else _shell_code(status.exit)
+    if status.exit.exit_code == 0 and stopped is None:
+        return _judge_success(directory, ending)
+    ours = _ended_by_us(ending, code)
+    if ours is not None:
+        return ours
+    if stopped is not None:
+        return _judge_stopped(directory, stopped)
+    if status.exit.terminated:
+        return Outcome(AttemptState.INTERRUPTED, "ended from outside (SIGTERM), perhaps by a shutdown", code)
+    return Outcome(AttemptState.FAILED, _why_failed(directory, status.exit), code)
+
+
+def log_reason(directory: Path) -> str | None:
+    """The line of the log that says best why the run failed; None when it says nothing."""
+    logs = sorted(directory.glob(f"{LOGS}/rank*.log"))
+    for path in (directory / STDOUT, *logs):
+        lines = [_RANK_PREFIX.sub("", line) for line in _tail(path).splitlines()]
+        for found in (_traceback_ends(lines), [line for line in lines if _ERROR_LINE.match(line)]):
+            primary = [line for line in found if not _SECONDARY.search(line)]
+            if primary:
+                return _shorten(primary[-1])
+    last = [line for line in _tail(directory / STDOUT).splitlines() if line.strip()]
+    return _shorten(last[-1]) if last else None
+
+
+def _judge_success(directory: Path, ending: Ending | None) -> Outcome:
+    try:
+        result = json.loads((directory / RESULT).read_bytes())
+    except FileNotFoundError:
+        reason = "ended without a result: exit code 0, but it wrote no result.json"
+        return _ended_by_us(ending, 0) or Outcome(AttemptState.FAILED, reason, 0)
+    except ValueError:
+        return Outcome(AttemptState.FAILED, "ended with a result.json that is not JSON", 0)
+    if not isinstance(result, dict):
+        return Outcome(AttemptState.FAILED, "ended with a result.json that is not an object", 0)
+    return Outcome(AttemptState.SUCCEEDED, exit_code=0, result=result)
+
+
+def _judge_stopped(directory: Path, stopped: Stopped) -> Outcome:
+    if stopped.exit_code == EXIT_INTERRUPTED:
+        reason = stopped.message or f"stopped on request after step {stopped.step}"
+        return Outcome(AttemptState.INTERRUPTED, reason, stopped.exit_code)
+    said = stopped.message or log_reason(directory)
+    what = "bad input" if stopped.exit_code == EXIT_BAD_INPUT else f"exit code {stopped.exit_code}"
+    return Outcome(AttemptState.FAILED, _join(what, said), stopped.exit_code)
+
+
+def _ended_by_us(ending: Ending | None, code: int | None = None) -> Outcome | None:
+    if ending == "cancel":
+        return Outcome(AttemptState.CANCELLED, "cancelled while it ran", code)
+    if ending == "interrupt":
+        return Outcome(AttemptState.INTERRUPTED, "stopped because the worker was stopped", code)
+    return None
+
+
+def _why_failed(directory: Path, record: Exit) -> str:
+    if record.signal is not None:
+        return _in_words(record.signal)
+    said = log_reason(directory)
+    killed = re.search(r"\bended with signal (\d+)\b", said or "")
+    if killed:
+        return f"a rank was {_in_words(int(killed[1]))}"
+    return _join(f"exit code {record.exit_code}", said)
+
+
+def _in_words(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "killed (SIGKILL): probably out of memory, or killed by hand"
+    if number not in set(signal.Signals):
+        return f"ended by signal {number}"
+    name = signal.Signals(number).name
+    crashes = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+    return f"crashed ({name})" if number in crashes else f"ended by a signal ({name})"
+
+
+def _traceback_ends(lines: list[str]) -> list[str]:
+    """The last line of each traceback: the exception and its message."""
+    ends, inside = [], False
+    for line in lines:
+        if line.strip() == _TRACEBACK:
+            inside = True
+        elif inside and line.strip() and not line.startswith((" ", "\t")):
+            ends.append(line)
+            inside = False
+    return ends
+
+
+def _tail(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _read_stopped(directory: Path) -> Stopped | None:
+    try:
+        return Stopped.model_validate_json((directory / STOPPED).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _shell_code(record: Exit) -> int | None:
+    return record.exit_code if record.signal is None else 128 + record.signal
+
+
+def _join(*parts: str | None) -> str:
+    present: Iterable[str] = (part for part in parts if part)
+    return ": ".join(present)
+
+
+def _shorten(line: str) -> str:
+    line = " ".join(line.split())
+    return line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…"
