@@ -15,6 +15,11 @@ class Notifier:
         self.version = 0
         self.closed = False
 
+    @property
+    def waiting(self) -> int:
+        """Number of coroutines that wait."""
+        return len(self._waiting)
+
     def notify(self) -> None:
         """Something changed: wake everyone."""
         with self._lock:

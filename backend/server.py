@@ -25,11 +25,12 @@ class Server(uvicorn.Server):
             timeout_keep_alive=75,  # longer than clients keep theirs: they, not we, close an idle connection
         )
         super().__init__(config)
-        self._context: Context = app.state.context
+        self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the long polls, then as usual: no new connection, wait for the requests that work."""
-        self._context.notifier.close()
+        context: Context = self._app.state.context
+        context.notifier.close()
         await super().shutdown(sockets)
 
 
