@@ -6,6 +6,8 @@ Shapes: B sequences, T tokens, V symbols, S joint states of the latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,7 @@ MEMORY_BUDGET = 2**30
 MAX_OPERATIONS = 2**28
 """Default limit of the multiplications that one token of one sequence may cost."""
 
+_PARALLEL_WORK = 2**25  # multiplications of a product from which on it is shared out among threads
 _JOINT_COPIES = 4  # joint distributions alive within a step: before, after, and two permuted for the multiplication
 
 
@@ -135,6 +138,11 @@ class Filter:
 
     @torch.no_grad()
     def _forward(self, tokens: torch.Tensor, predictive: torch.Tensor | None, first: int) -> torch.Tensor:
+        work = len(tokens) * math.prod(self._dims) * max(self._dims, default=1)
+        with _threads_for(work):
+            return self._run(tokens, predictive, first)
+
+    def _run(self, tokens: torch.Tensor, predictive: torch.Tensor | None, first: int) -> torch.Tensor:
         """Log-likelihoods of one chunk; fills `predictive` when given. `first` is the chunk's first row."""
         batch, length = tokens.shape
         tokens_TB = tokens.T.contiguous()
@@ -255,6 +263,20 @@ class Filter:
                 for text in problems
             )
         return (memory_budget - fixed) // each
+
+
+@contextmanager
+def _threads_for(work: int) -> Iterator[None]:
+    """One thread for small products: a step is a chain of them, and on a busy machine each waits for every thread."""
+    before = torch.get_num_threads()
+    if work >= _PARALLEL_WORK or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _joint_entries(spec: GSSMSpec, node: NodeSpec) -> int:

@@ -6,6 +6,7 @@ and renamed when it is complete, so that no interruption leaves a file that look
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -42,6 +43,66 @@ ATTRIBUTES = {
 _CHUNK_BYTES = 2**18
 
 
+class _Disk(io.RawIOBase):
+    """A file for HDF5 to write to, that keeps the first failure to itself.
+
+    HDF5 does not survive a write that fails: closing the file fails as well, and the process crashes at its end. So
+    every write succeeds as far as HDF5 can tell, and `check` raises what really happened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._error: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any, /) -> int:
+        """Write all of the data at the current position."""
+        rest = memoryview(data)
+        while rest and self._error is None:
+            try:
+                rest = rest[self._file.write(rest) :]
+            except BaseException as error:  # noqa: BLE001 - `check` raises it, Ctrl-C too
+                self._error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the file's size."""
+        try:
+            return self._file.truncate(size)
+        except BaseException as error:  # noqa: BLE001 - as in `write`
+            self._error = self._error or error
+            return size or 0
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer from the current position."""
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the current position."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The current position."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def sync(self) -> None:
+        """Wait until the data is on the disk."""
+        self.check()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file, after HDF5 has closed its view of it."""
+        self._file.close()
+        super().close()
+
+
 class DatasetWriter:
     """Writes one set; a context manager that leaves either the complete file or nothing.
 
@@ -76,7 +137,8 @@ class DatasetWriter:
 
     def __enter__(self) -> DatasetWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = h5py.File(self._partial, "w", locking=False)
+        self._disk = _Disk(self._partial)
+        self._file = h5py.File(self._disk, "w")
         try:
             self._create_dataset()
         except BaseException:
@@ -85,10 +147,15 @@ class DatasetWriter:
         return self
 
     def append(self, tokens: IntArray) -> None:
-        """Append sequences, int of shape [N, seq_len]."""
+        """Append sequences, int of shape [N, seq_len].
+
+        Raises:
+            OSError: the disk is full, or fails.
+        """
         start = len(self._tokens)
         self._tokens.resize(start + len(tokens), axis=0)
         self._tokens[start:] = tokens.astype(self._dtype)
+        self._disk.check()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -115,6 +182,7 @@ class DatasetWriter:
     def _discard(self) -> None:
         try:
             self._file.close()
+            self._disk.close()
         finally:
             self._partial.unlink(missing_ok=True)
 
@@ -129,8 +197,7 @@ class DatasetWriter:
             self._file.attrs[key] = value
         self._file.attrs["format"] = FORMAT
         self._file.close()
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
+        self._disk.sync()
         self._partial.replace(self.path)
         directory = os.open(self.path.parent, os.O_RDONLY)
         try:

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nanollama.apps.gssm import data as app
+from nanollama.apps.gssm import entropy as entropy_app
+from nanollama.data.bounds import Scorer
+from nanollama.data.gssm import draw_kernels
+from nanollama.data.hdf5 import ATTRIBUTES, DatasetReader, DatasetWriter, symbol_dtype, target_problems
+from nanollama.data.sampler import Sampler
+from nanollama.spec.base import SpecError
+from nanollama.spec.command import run_command
+from nanollama.spec.gssm import GSSMSpec, NodeSpec
+
+ROOT = Path(__file__).parents[2]
+
+
+def graph(symbols: int = 6, mode: str = "default") -> GSSMSpec:
+    return GSSMSpec(
+        nodes=(
+            NodeSpec(name="Z", state_dim=3, alpha=0.3, mode=mode),
+            NodeSpec(name="X", state_dim=symbols, alpha=0.3, parents=("Z",), observed=True),
+        )
+    )
+
+
+def write(
+    path: Path, *, spec: GSSMSpec | None = None, count: int = 20, seed: int = 4, split: str = "train"
+) -> np.ndarray:
+    kernels = draw_kernels(spec or graph(), seed)
+    tokens = Sampler(kernels, seed, split).sample(range(count), 12)
+    with DatasetWriter(path, kernels, split=split, seq_len=12) as writer:
+        writer.append(tokens[: count // 3])
+        writer.append(tokens[count // 3 :])
+    return tokens
+
+
+def config(folder: Path, **changes) -> Path:
+    content = {
+        "seq_len": 12,
+        "seed": 4,
+        "chunk_size": 7,
+        "gssm": graph().model_dump(mode="json"),
+        "sets": [
+            {"name": "train", "path": str(folder / "out" / "train.h5"), "n_data": 50},
+            {"name": "test", "path": str(folder / "out" / "test.h5"), "n_data": 20},
+        ],
+        **changes,
+    }
+    path = folder / "data.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_sets_survive_the_file(tmp_path):
+    tokens = write(tmp_path / "deep" / "down" / "train.h5")
+    reader = DatasetReader(tmp_path / "deep" / "down" / "train.h5")
+    assert (len(reader), reader.seq_len, reader.vocab_size) == (20, 12, 6)
+    assert (reader.seed, reader.split, reader.spec) == (4, "train", graph())
+    assert np.array_equal(reader.read(slice(0, 20)), tokens)
+    order = np.array([7, 0, 19, 3])
+    assert np.array_equal(reader.read(order), tokens[order])
+    assert reader.read(order).dtype == np.uint8
+    assert reader.kernels().content_hash() == draw_kernels(graph(), 4).content_hash()
+    reader.close()
+
+
+@pytest.mark.parametrize(("symbols", "dtype"), [(2, "uint8"), (256, "uint8"), (257, "uint16"), (65536, "uint16")])
+def test_symbols_take_the_smallest_type(symbols, dtype):
+    assert symbol_dtype(symbols) == np.dtype(dtype)
+
+
+def test_a_graph_with_a_long_description_fits(tmp_path):
+    names = [f"{i:03}-{'n' * 58}" for i in range(60)]
+    nodes = [NodeSpec(name=n, state_dim=1, alpha=1, parents=tuple(names[:i])) for i, n in enumerate(names)]
+    spec = GSSMSpec(nodes=(*nodes, NodeSpec(name="X", state_dim=2, alpha=1, parents=tuple(names), observed=True)))
+    write(tmp_path / "train.h5", spec=spec)
+    assert DatasetReader(tmp_path / "train.h5").spec == spec
+
+
+def append_wrongly(writer: DatasetWriter) -> None:
+    with writer:
+        writer.append(np.zeros((3, 5), dtype=np.int64))
+        writer.append(np.zeros((3, 4), dtype=np.int64))
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path):
+    kernels = draw_kernels(graph(), 0)
+    with pytest.raises(TypeError, match="broadcast"):
+        append_wrongly(DatasetWriter(tmp_path / "a.h5", kernels, split="a", seq_len=5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_replacing_leaves_the_old_file(tmp_path):
+    tokens = write(tmp_path / "a.h5")
+    with pytest.raises(TypeError, match="broadcast"):
+        append_wrongly(DatasetWriter(tmp_path / "a.h5", draw_kernels(graph(), 0), split="a", seq_len=5))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+    assert np.array_equal(DatasetReader(tmp_path / "a.h5").read(slice(None)), tokens)
+
+
+def start(folder: Path, *arguments: str, prefix: str = "") -> subprocess.Popen[str]:
+    code = f"{prefix}\nimport runpy; runpy.run_module('nanollama.apps.gssm.data', run_name='__main__')"
+    command = [sys.executable, "-c", code, f"config={config(folder)}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=-1, stderr=-1)
+
+
+def wait_for_partial(process: subprocess.Popen[str], folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("out/.*.partial")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_generation_that_is_killed_leaves_nothing_that_looks_like_a_set(tmp_path):
+    process = start(tmp_path, "sets.0.n_data=100000000")
+    try:
+        wait_for_partial(process, tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+    assert list(tmp_path.glob("out/*.h5")) == []
+    for path in (tmp_path / "out").iterdir():
+        with pytest.raises(SpecError, match="not a"):
+            DatasetReader(path)
+
+
+def test_a_generation_that_is_interrupted_leaves_nothing(tmp_path):
+    process = start(tmp_path, "sets.0.n_data=100000000")
+    try:
+        wait_for_partial(process, tmp_path)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))"
+    process = start(tmp_path, "sets.0.n_data=1000000", "seq_len=100", "chunk_size=2048", prefix=limit)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "error: sets.0.path: cannot write" in errors
+    assert "Traceback" not in errors
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A set to damage, and the message that reading it then gives."""
+    path = tmp_path / "train.h5"
+    write(path)
+
+    def read() -> None:
+        reader = DatasetReader(path)
+        try:
+            reader.kernels()
+            reader.read(slice(None))
+        finally:
+            reader.close()
+
+    def message() -> str:
+        with pytest.raises(SpecError) as caught:
+            read()
+        (problem,) = caught.value.problems
+        assert problem.path == "data.path"
+        assert problem.remedy
+        assert str(path) in problem.message
+        return problem.message
+
+    return path, message
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89HDF\r\n\x1a\n" + b"\x00" * 64])
+def test_files_that_are_not_hdf5_are_refused(damaged, content):
+    path, message = damaged
+    path.write_bytes(content)
+    assert "not a readable HDF5 file" in message()
+
+
+def test_a_missing_file_and_a_directory_are_refused(damaged):
+    path, message = damaged
+    path.unlink()
+    assert "there is no file" in message()
+    path.mkdir()
+    assert "not a readable HDF5 file" in message()
+
+
+def test_a_truncated_file_is_refused(damaged):
+    path, message = damaged
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "not a readable HDF5 file" in message()
+
+
+def test_damaged_tokens_are_noticed(damaged):
+    path, message = damaged
+    with h5py.File(path) as file:
+        where = file["tokens"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[where + 20] ^= 0xFF
+    path.write_bytes(content)
+    assert "is damaged" in message()
+
+
+def test_hdf5_files_of_others_are_refused(damaged):
+    path, message = damaged
+    with h5py.File(path, "w") as file:
+        file["tokens"] = np.zeros((4, 4))
+    assert "is not a set of GSSM sequences" in message()
+
+
+def edit(path: Path, **attributes) -> None:
+    with h5py.File(path, "r+") as file:
+        for key, value in attributes.items():
+            if value is None:
+                del file.attrs[key]
+            else:
+                file.attrs[key] = value
+
+
+@pytest.mark.parametrize(
+    ("attributes", "text"),
+    [
+        ({"format": None}, "is not a set of GSSM sequences"),
+        ({"format_version": 99}, "has format version 99, this is 1"),
+        ({"spec": "{"}, "has broken attributes"),
+        ({"spec": '{"nodes": []}'}, "no node is observed"),
+        ({"spec": None}, "has broken attributes"),
+        ({"seed": "x"}, "has broken attributes"),
+        ({"entropy": 1.0}, "has broken attributes"),
+        ({"seq_len": 9}, "unlike its attributes say"),
+        ({"seed": 5}, "are not those that made it"),
+        ({"kernels_hash": "0" * 64}, "are not those that made it"),
+    ],
+)
+def test_broken_attributes_are_refused(damaged, attributes, text):
+    path, message = damaged
+    edit(path, **attributes)
+    assert text in message()
+
+
+def test_symbols_beyond_the_vocabulary_are_refused(damaged):
+    path, message = damaged
+    with h5py.File(path, "r+") as file:
+        file["tokens"][3, 3] = 6
+    assert "holds the symbol 6, but its graph has 6 symbols" in message()
+
+
+def test_a_file_without_tokens_is_refused(damaged):
+    path, message = damaged
+    with h5py.File(path, "r+") as file:
+        del file["tokens"]
+    assert "has broken attributes" in message()
+
+
+def test_targets_are_checked_without_creating_anything(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "shut").mkdir(mode=0o500)
+    names = [str(tmp_path / name) for name in ("new/deep/a.h5", "file", "file/a.h5", ".")]
+    found = {p.path: p.message.removeprefix(str(tmp_path)) for p in target_problems(names, overwrite=False)}
+    assert found == {
+        "sets.1.path": "/file exists",
+        "sets.2.path": "/file is not a directory",
+        "sets.3.path": " is a directory" if names[3] == str(tmp_path) else "/. is a directory",
+    }
+    assert [p.path for p in target_problems(names, overwrite=True)] == ["sets.2.path", "sets.3.path"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "shut"]
+    if os.geteuid() != 0:  # root may write everywhere
+        (problem,) = target_problems([str(tmp_path / "shut" / "a.h5")], overwrite=False)
+        assert "is not writable" in problem.message
+
+
+def test_the_script_writes_sets_with_their_entropy(tmp_path, capsys):
+    assert run_command(app.main, [f"config={config(tmp_path)}"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for name, count in (("train", 50), ("test", 20)):
+        path = tmp_path / "out" / f"{name}.h5"
+        reader = DatasetReader(path)
+        kernels = reader.kernels()
+        tokens = Sampler(kernels, 4, name).sample(range(count), 12)
+        assert np.array_equal(reader.read(slice(None)), tokens)
+        scores = Scorer(kernels).nll(torch.from_numpy(tokens)) / 11
+        assert reader.entropy is not None
+        assert reader.entropy.mean == pytest.approx(scores.mean().item(), rel=1e-12)
+        assert reader.entropy.stderr == pytest.approx(scores.std().item() / count**0.5, rel=1e-12)
+        assert reader.entropy.num_sequences == count
+        assert any(line.startswith(f"wrote {path}: {count} sequences of 12 tokens") for line in printed)
+        assert any(str(reader.entropy) in line for line in printed)
+        with h5py.File(path, locking=False) as file:
+            assert set(file.attrs) == set(ATTRIBUTES) - {"entropy_note"}
+            assert file["tokens"].compression == "gzip"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["test.h5", "train.h5"]
+
+
+def test_the_script_scores_only_the_first_sequences_of_a_large_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "SCORED_SEQUENCES", 25)
+    assert run_command(app.main, [f"config={config(tmp_path)}"]) == 0
+    reader = DatasetReader(tmp_path / "out" / "train.h5")
+    scores = Scorer(reader.kernels()).nll(torch.from_numpy(reader.read(slice(0, 25)).astype(np.int64))) / 11
+    assert reader.entropy is not None
+    assert reader.entropy.num_sequences == 25
+    assert reader.entropy.mean == pytest.approx(scores.mean().item(), rel=1e-12)
+
+
+def test_existing_files_are_replaced_only_on_demand(tmp_path, capsys):
+    path = config(tmp_path)
+    assert run_command(app.main, [f"config={path}"]) == 0
+    before = (tmp_path / "out" / "train.h5").read_bytes()
+    assert run_command(app.main, [f"config={path}", "seed=9"]) == 2
+    errors = capsys.readouterr().err
+    for i, name in enumerate(("train", "test")):
+        target = tmp_path / "out" / f"{name}.h5"
+        assert (
+            f"error: sets.{i}.path: {target} exists - choose another path, remove it, or set overwrite=true" in errors
+        )
+    assert (tmp_path / "out" / "train.h5").read_bytes() == before
+    assert run_command(app.main, [f"config={path}", "seed=9", "overwrite=true"]) == 0
+    assert DatasetReader(tmp_path / "out" / "train.h5").seed == 9
+
+
+def test_sets_without_an_exact_entropy_say_why(tmp_path, capsys):
+    path = config(tmp_path, gssm=graph(mode="context").model_dump(mode="json"))
+    assert run_command(app.main, [f"config={path}"]) == 0
+    assert "no entropy: context mode ('Z')" in capsys.readouterr().out
+    assert DatasetReader(tmp_path / "out" / "train.h5").entropy is None
+    with h5py.File(tmp_path / "out" / "train.h5", locking=False) as file:
+        assert "context mode" in file.attrs["entropy_note"]
+
+
+def test_the_entropy_script_prints_the_bound_of_a_config(tmp_path, capsys):
+    arguments = [f"config={ROOT / 'configs/gssm/debug.yaml'}"]
+    assert run_command(entropy_app.main, [*arguments, "num_sequences=50"]) == 0
+    assert "nats/token over 50 sequences" in capsys.readouterr().out
+    write(tmp_path / "train.h5")
+    data = f"data={{path: {tmp_path / 'train.h5'}, batch_size: 4}}"
+    assert run_command(entropy_app.main, [*arguments, data, "num_sequences=50"]) == 0
+    assert "nats/token over 50 sequences" in capsys.readouterr().out
+    assert run_command(entropy_app.main, [*arguments, "num_sequences=1"]) == 2
+    assert "error: num_sequences: '1' is not a number of sequences" in capsys.readouterr().err
