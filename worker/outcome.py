@@ -63,8 +63,12 @@ def judge(directory: Path, status: Status, ending: Ending | None) -> Outcome:
     ours = _ended_by_us(ending, code)
     if ours is not None:
         return ours
-    if stopped is not None:
-        return _judge_stopped(directory, stopped)
+    said = stopped.message if stopped is not None else None
+    if code == EXIT_INTERRUPTED:
+        step = f" after step {stopped.step}" if stopped is not None else ""
+        return Outcome(AttemptState.INTERRUPTED, said or f"stopped on request{step}", code)
+    if code == EXIT_BAD_INPUT:
+        return Outcome(AttemptState.FAILED, _join("bad input", said or log_reason(directory)), code)
     if status.exit.terminated:
         return Outcome(AttemptState.INTERRUPTED, "ended from outside (SIGTERM), perhaps by a shutdown", code)
     return Outcome(AttemptState.FAILED, _why_failed(directory, status.exit), code)
@@ -94,15 +98,6 @@ def _judge_success(directory: Path, ending: Ending | None) -> Outcome:
     if not isinstance(result, dict):
         return Outcome(AttemptState.FAILED, "ended with a result.json that is not an object", 0)
     return Outcome(AttemptState.SUCCEEDED, exit_code=0, result=result)
-
-
-def _judge_stopped(directory: Path, stopped: Stopped) -> Outcome:
-    if stopped.exit_code == EXIT_INTERRUPTED:
-        reason = stopped.message or f"stopped on request after step {stopped.step}"
-        return Outcome(AttemptState.INTERRUPTED, reason, stopped.exit_code)
-    said = stopped.message or log_reason(directory)
-    what = "bad input" if stopped.exit_code == EXIT_BAD_INPUT else f"exit code {stopped.exit_code}"
-    return Outcome(AttemptState.FAILED, _join(what, said), stopped.exit_code)
 
 
 def _ended_by_us(ending: Ending | None, code: int | None = None) -> Outcome | None:

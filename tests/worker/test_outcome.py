@@ -34,6 +34,8 @@ def ended(**fields: Any) -> Status:
             "bad input: data.path: no such file",
             2,
         ),
+        (ended(exit_code=75), {}, None, "INTERRUPTED", "stopped on request", 75),
+        (ended(exit_code=2), {"stdout.log": "error: no such file\n"}, None, "FAILED", "bad input: error: no such", 2),
         (ended(signal=9), {}, None, "FAILED", "probably out of memory", 137),
         (ended(signal=11), {}, None, "FAILED", "crashed (SIGSEGV)", 139),
         (ended(signal=10), {}, None, "FAILED", "ended by a signal (SIGUSR1)", 138),
