@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nanollama.api.client import server_url
 from nanollama.spec.base import Problem, SpecError
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--api-url", default=server_url(), help="the service to show (default: %(default)s)")
     options = parser.parse_args(arguments)
     _check_address(options.host, options.port)
+    _check_url(options.api_url)
     command = [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("app.py"))]
     command += ["--server.address", options.host, "--server.port", str(options.port)]
     sys.stdout.flush()
@@ -53,6 +55,13 @@ def _check_address(host: str, port: int) -> None:
             message = f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}"
             remedy = "stop what listens there, or choose another port with --port"
             raise SpecError([Problem(path="--port", message=message, remedy=remedy)]) from None
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        remedy = "give the root of the service, for example http://127.0.0.1:8420"
+        raise SpecError([Problem(path="--api-url", message=f"'{url}' is not the address of a service", remedy=remedy)])
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.components.page import wait_for_service
-from nanollama.api.errors import Unavailable
+from dashboard.components.page import error_note, wait_for_service
+from nanollama.api.errors import ApiError, Unavailable
 
 HERE = Path(__file__).parent
 
-st.set_page_config(page_title="Nodes to Narratives", page_icon=str(HERE / "static" / "favicon.svg"), layout="wide")
+# the icon comes before the navigation: otherwise the browser fetches the page's own one from outside
+st.set_page_config(page_icon=str(HERE / "static" / "favicon.svg"), layout="wide")
 st.html(HERE / "style.css")
 view = st.navigation(
     [
@@ -21,7 +22,10 @@ view = st.navigation(
     ],
     position="top",
 )
+st.set_page_config(page_title=f"{view.title} · Nodes to Narratives")
 try:
     view.run()
 except Unavailable as error:
     wait_for_service(error)
+except ApiError as error:
+    error_note(error, "Reading from the service")

@@ -126,9 +126,7 @@ def excess_chart(
     if series is None or not series.value:
         return Chart(figure, "no excess yet")
     curve = _curve(axis, series, log_y=True)
-    drawn = [y for y in curve.y if y is not None]
-    ticks = "D2" if drawn and max(drawn) / min(drawn) < 10**2.5 else 1
-    figure["layout"]["yaxis"].update(type="log", minor=_minor(), tickformat="~g", dtick=ticks)
+    figure["layout"]["yaxis"].update(type="log", minor=_minor(), tickformat="~g", nticks=4)
     _span(figure, axis, curve)
     figure["data"].append(_line(curve, "excess", digits=5))
     _mark(figure, curve, axis, series, checkpoints, log_y=True)
@@ -387,7 +385,7 @@ def _figure(axis: Axis, *, height: int, y_title: str) -> dict[str, Any]:
     x["hoverformat"] = ",d"
     x["unifiedhovertitle"] = {"text": f"{axis.kind} %{{x:,d}}"}
     if axis.log:
-        x.update(type="log", minor=_minor(), dtick=1)
+        x.update(type="log", minor=_minor(), tickformat="~s", tickangle=0)
     return {
         "data": [],
         "layout": {

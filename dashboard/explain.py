@@ -31,7 +31,7 @@ def why_waiting(run: Run, workers: Sequence[Worker], url: str) -> Advice:
     alive = [w for w in workers if w.alive]
     if not alive:
         text = "No worker is alive, so nothing can start it. To start a worker on this machine:"
-        return Advice(text, f"python -m worker --url {url} --run-root .n2n/runs --home .n2n/worker")
+        return Advice(text, f"mkdir -p runs && python -m worker --url {url} --run-root runs --home .n2n/worker")
     open_workers = [w for w in alive if not w.draining]
     if not open_workers:
         return Advice("Every worker that is alive is draining: they finish what they hold and take nothing new.")

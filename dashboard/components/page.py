@@ -98,6 +98,8 @@ def live(body: Callable[[], None], *, polling: bool = True) -> None:
             body()
         except Unavailable as error:
             away_note(error)
+        except ApiError as error:
+            error_note(error, "Reading from the service")
 
     tick()
 

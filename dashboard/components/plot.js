@@ -38,9 +38,12 @@ function resolver(element) {
 function fit(figure, width) {
   if (figure.layout.margin.r <= WIDEST_MARGIN * width) return figure;
   figure.layout.margin.r = 10;
+  const [start, end] = figure.layout.xaxis.range ?? [0, 0];
   for (const note of figure.layout.annotations ?? []) {
-    if (note.name === "end-label") Object.assign(note, { xanchor: "right", xshift: -4, bgcolor: figure.layout.plot_bgcolor });
-    if (note.name === "end-label" && note.yanchor === "bottom") note.yshift = 6;
+    const room = note.xref !== "paper" && (note.x - start) / (end - start) < 0.7;
+    if (note.name !== "end-label" || room) continue;
+    const above = note.yanchor === "bottom";
+    Object.assign(note, { xanchor: "right", xshift: 0 }, above ? { yshift: 20 } : { bgcolor: figure.layout.plot_bgcolor });
   }
   return figure;
 }

@@ -102,7 +102,9 @@ def editor() -> tuple[str, str, list[str], int, str]:
     """The form: text, name, tags, priority, and the button that was pressed, if any."""
     st.session_state.setdefault("spec", st.session_state.get("draft", ""))
     with st.form("launch", border=False, enter_to_submit=False):
-        text = st.text_area("Config (YAML)", key="spec", height=460)
+        text = st.text_area(
+            "Config (YAML)", key="spec", height=460, placeholder="Choose a template, or paste a config."
+        )
         left, middle, right = st.columns([0.4, 0.35, 0.25])
         name = left.text_input("Name", key="name", max_chars=200, placeholder="orchestration.name")
         tags = middle.text_input("Tags", key="tags", placeholder="separated by commas")

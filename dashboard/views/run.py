@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -202,7 +203,7 @@ def _checkpoint_row(c: Checkpoint) -> Row:
         "attempt": Cell(str(c.attempt)),
         "created": Cell(f"{c.created_at:%H:%M:%S}", title=clock(c.created_at)),
         "digest": Cell(c.digest.removeprefix("sha256:")[:12], title=c.digest),
-        "path": Cell(c.path, title=c.path + (" (removed since)" if c.removed else "")),
+        "path": Cell("…/" + "/".join(c.path.split("/")[-2:]), title=c.path + (" (removed since)" if c.removed else "")),
     }
     return Row(f"{c.attempt}/{c.step}", cells, faded=c.removed)
 
@@ -223,12 +224,13 @@ def _event_row(e: Event) -> Row:
 
 def log_tail(run: RunDetail) -> None:
     """The end of a log, with a choice of attempt and stream."""
-    top = st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute")
-    tail = _read_log(run, top)
-    with top:
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        title = st.container(width="content")
+        tail = _read_log(run, st.container(width="content", horizontal=True))
+    with title:
         cut = f"last {size(tail.length - tail.offset)} of {size(tail.length)}" if tail and tail.offset else ""
-        section("Log", cut if tail else "nothing written yet")
-    if tail is not None:
+        section("Log", cut if tail and tail.length else "nothing written yet")
+    if tail is not None and tail.length:
         log(tail.text, label=f"End of {tail.name}", key=f"log-{run.id}")
 
 
@@ -280,7 +282,8 @@ def config(run: RunDetail) -> None:
 def body(run_id: str, polling: bool) -> None:
     """What is drawn at every tick."""
     top = st.container()
-    log_x = bool(st.session_state.get("logx", True))
+    # the switch itself comes later on the page; until it has been drawn once, only the URL knows its value
+    log_x = bool(st.session_state.get("logx", st.query_params.get("logx") != "false"))
     snap, at, away = data.latest("run", f"{run_id} {log_x}", lambda: load(run_id, log_x))
     run = snap.run
     if polling and run.state.terminal:
@@ -306,7 +309,7 @@ def page() -> None:
     """The run that the URL names."""
     run_id = st.query_params.get("run", "")
     try:
-        run = data.run(run_id) if run_id else None
+        run = data.run(run_id) if re.fullmatch(r"[0-9A-Za-z_-]{1,32}", run_id) else None
     except NotFound:
         run = None
     if run is None:
@@ -315,6 +318,7 @@ def page() -> None:
         note(text, title="No such run", tone="bad")
         st.page_link("views/runs.py", label="All runs", icon=":material/arrow_back:")
         return
+    st.set_page_config(page_title=f"{run.name[:60]} · Nodes to Narratives")
     polling = not run.state.terminal
     live(lambda: body(run.id, polling), polling=polling)
     config(run)

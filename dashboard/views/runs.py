@@ -120,7 +120,7 @@ def _filters() -> tuple[str, tuple[str, ...]]:
             label_visibility="collapsed",
             on_change=_to_newest,
         )
-    return search or "", tuple(sorted(state.upper() for state in states))
+    return (search or "")[:200], tuple(sorted(state.upper() for state in states))
 
 
 def body() -> None:

@@ -93,6 +93,7 @@ class FakeClient:
         self.text: dict[str, dict[str, str]] = {}
         self.known_workers: list[schemas.Worker] = []
         self.calls: list[str] = []
+        self.submissions: list[str] = []
 
     def add(self, run_id: str, state: RunState, *, name: str = "small", step: int = 0, **fields: Any) -> None:
         """Store a run; with a step above zero it has metrics, events and a log."""
@@ -154,14 +155,14 @@ class FakeClient:
         return schemas.Validation(valid=True, config=spec.model_dump(mode="json"), config_hash="cd" * 32)
 
     def submit(
-        self, *, yaml: str | None = None, name: str | None = None, tags: list[str] | None = None, priority: int = 0,
-        idempotency_key: str | None = None,
-    ) -> schemas.Experiment:  # fmt: skip
+        self, *, yaml: str, name: str | None, tags: list[str], priority: int, idempotency_key: str
+    ) -> schemas.Experiment:
+        self.submissions.append(idempotency_key)
         self._call("submit")
         validation = self.validate(yaml=yaml)
         if not validation.valid:
             raise InvalidRequest("the spec is invalid", validation.problems)
-        self.add("new1", RunState.QUEUED, name=name or "small", tags=tags or [], priority=priority)
+        self.add("new1", RunState.QUEUED, name=name or "small", tags=tags, priority=priority)
         run = self.stored["new1"]
         return schemas.Experiment(id="e1", name=run.name, notes="", tags=run.tags, created_at=NOW, runs=[run])
 
@@ -198,24 +199,16 @@ class FakeClient:
         self._call("checkpoints")
         return self.saved[run_id]
 
-    def metrics(
-        self, run_id: str, keys: list[str] | None = None, *, max_points: int = 1000, log_x: bool = False
-    ) -> schemas.Metrics:
+    def metrics(self, run_id: str, keys: list[str], **_spacing: Any) -> schemas.Metrics:
         self._call("metrics")
         known = self.series[run_id]
-        return schemas.Metrics(
-            run_id=run_id, keys=sorted(known), series={k: known[k] for k in keys or known if k in known}
-        )
+        return schemas.Metrics(run_id=run_id, keys=sorted(known), series={k: known[k] for k in keys if k in known})
 
-    def logs(
-        self, run_id: str, *, attempt: int | None = None, stream: str | None = None, tail_bytes: int = 65536
-    ) -> schemas.LogTail:
+    def logs(self, run_id: str, *, stream: str | None = None, **_place: Any) -> schemas.LogTail:
         self._call("logs")
         streams = self.text[run_id]
-        if not streams:
-            raise NotFound("nothing was written yet")
-        name = stream or next(iter(streams))
-        text = streams[name]
+        name = stream or next(iter(streams), "stdout.log")
+        text = streams.get(name, "")
         return schemas.LogTail(attempt=1, name=name, offset=0, length=len(text), text=text, streams=list(streams))
 
     def workers(self) -> list[schemas.Worker]:

@@ -1,0 +1,296 @@
+"""The page in a real browser, over a real service to which an acting worker reports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from backend.app import create_app
+from backend.database import Database
+from backend.migrate import migrate
+from backend.settings import Settings
+from nanollama.api.client import Client
+from nanollama.api.status import AttemptState, RunState
+from tests.support.acting_worker import ActingRun, ActingWorker
+from tests.support.browser import PATIENCE, chromium, visitor
+from tests.support.fake_client import CONFIG_YAML
+from tests.support.page import serve_page
+from tests.support.service import serve
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dashboard-browser")]
+expect.set_options(timeout=PATIENCE)
+
+HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> $\\LaTeX$ **bold** 🎉"
+OVERFLOW = "() => document.documentElement.scrollWidth - innerWidth"
+# The first chart of a page, as Plotly keeps it: points of the curve, range of x, and whether the drawn bound is dashed.
+CHART = """() => {
+  const plot = document.querySelector('.js-plotly-plot');
+  if (!plot?._fullLayout?.shapes) return null;
+  const named = Object.fromEntries(plot.data.filter(t => t.name).map(t => [t.name, t]));
+  const shape = plot.querySelector('.shapelayer path');
+  return {
+    points: named.loss?.x.length ?? 0,
+    marks: plot.querySelectorAll('.scatterlayer .points path').length,
+    saved: named.checkpoints?.x ?? [],
+    range: plot._fullLayout.xaxis.range,
+    dash: shape ? getComputedStyle(shape).strokeDasharray : '',
+    color: named.loss ? getComputedStyle(plot.querySelector('.scatterlayer .js-line')).stroke : '',
+    labels: [...plot.querySelectorAll('.annotation-text')].map(e => e.textContent),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('service') / 'n2n.db'}"
+    database = Database(url)
+    migrate(database)
+    database.dispose()
+    with serve(create_app(Settings(database_url=url))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(service: str) -> Iterator[Client]:
+    with Client(service) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def base(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve_page(service, tmp_path_factory.mktemp("page")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def worker(client: Client) -> ActingWorker:
+    return ActingWorker(client)
+
+
+def begin(client: Client, worker: ActingWorker, name: str = "acted") -> ActingRun:
+    """A run that is at step 300 of 1000, with two checkpoints."""
+    client.submit(yaml=CONFIG_YAML, name=name, tags=["exp2"])
+    run = worker.start()
+    run.train(300, checkpoint_period=150)
+    return run
+
+
+@pytest.fixture
+def run(client: Client, worker: ActingWorker) -> Iterator[ActingRun]:
+    started = begin(client, worker)
+    yield started
+    if not client.run(started.lease.run_id).state.terminal:
+        started.report(AttemptState.FAILED, reason="the test is over")
+
+
+def chart(page: Page, *, points: int = 1) -> dict[str, Any]:
+    """The loss chart, once it shows at least so many points."""
+
+    def probe() -> Any:
+        seen = page.evaluate(CHART)
+        return seen if seen and seen["points"] >= points else None
+
+    found: dict[str, Any] = eventually(probe, within=PATIENCE / 1000, what=f"a curve of {points} points")
+    return found
+
+
+def test_the_curve_is_drawn_with_a_dashed_bound_and_checkpoint_marks(
+    browser: Browser, base: str, run: ActingRun
+) -> None:
+    with visitor(browser, base) as window:
+        page = window.open(f"/run?run={run.lease.run_id}")
+        seen = chart(page)
+        assert seen["points"] == 30
+        assert seen["saved"] == [150, 300]
+        assert seen["marks"] >= 3  # two checkpoints and the ring of a running run
+        assert re.fullmatch(r"6px,\s*4px", seen["dash"])
+        assert re.fullmatch(r"H = 1\.9\d{3}", seen["labels"][0])
+        assert seen["labels"][1].startswith("loss ")
+        expect(page.get_by_role("img", name=re.compile("^Loss against step.*the bound is 1.9"))).to_be_visible()
+        expect(page.locator(".js-plotly-plot")).to_have_count(5)
+        expect(page.locator("pre.n2n-log")).to_contain_text("step 300 loss")
+        assert window.strangers == []
+        assert window.complaints() == []
+
+
+def test_zoom_survives_live_ticks_and_polling_ends_with_the_run(browser: Browser, base: str, run: ActingRun) -> None:
+    with visitor(browser, base) as window:
+        page = window.open(f"/run?run={run.lease.run_id}")
+        before = chart(page)
+        box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 40)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 180, steps=6)
+        page.mouse.up()
+        eventually(lambda: page.evaluate(CHART)["range"] != before["range"], what="the zoom")
+        zoomed = page.evaluate(CHART)["range"]
+        page.evaluate("() => { document.querySelector('.js-plotly-plot').dataset.same = 'yes' }")
+        run.train(400)
+        after = chart(page, points=40)
+        assert after["range"] == zoomed
+        assert page.evaluate("() => document.querySelector('.js-plotly-plot').dataset.same") == "yes", (
+            "it was remounted"
+        )
+        run.train(1000)
+        run.report(AttemptState.SUCCEEDED, result=True)
+        expect(page.locator(".n2n-state.pill")).to_contain_text("succeeded")
+        expect(page.get_by_text("excess 0.0500 ± 0.0010")).to_be_visible()
+        expect(page.get_by_role("button", name="Cancel run")).to_have_count(0)
+        assert chart(page, points=100)["range"] == zoomed
+        assert window.complaints() == []
+
+
+def test_runs_are_listed_live_and_lead_to_their_page(
+    browser: Browser, base: str, client: Client, worker: ActingWorker, run: ActingRun
+) -> None:
+    with visitor(browser, base) as window:
+        page = window.open("/")
+        row = page.locator(f"tr[data-id={run.lease.run_id}]")
+        expect(row).to_contain_text("running")
+        expect(row).to_contain_text("30%")
+        row.locator("a").focus()
+        run.train(500)
+        expect(row).to_contain_text("50%")
+        assert page.evaluate("() => document.activeElement.closest('tr')?.dataset.id") == run.lease.run_id
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/run?run={run.lease.run_id}")
+        chart(page, points=50)
+        page.go_back()
+        expect(row).to_be_visible()
+        assert window.strangers == []
+
+
+def test_search_and_state_are_in_the_address(browser: Browser, base: str, client: Client, run: ActingRun) -> None:
+    client.submit(yaml=CONFIG_YAML, name="needle")
+    with visitor(browser, base) as window:
+        page = window.open("/")
+        page.get_by_label("Search").fill("needle")
+        page.get_by_label("Search").press("Enter")
+        expect(page.locator("tbody tr")).to_have_count(1)
+        page.get_by_role("button", name="queued").click()
+        page.wait_for_url("**/?*state=queued*")
+        address = page.url
+        assert "q=needle" in address
+        page.goto(address)
+        expect(page.locator("tbody tr")).to_have_count(1)
+        expect(page.get_by_label("Search")).to_have_value("needle")
+        page.get_by_role("button", name="queued").click()
+        page.get_by_role("button", name="failed").click()
+        expect(page.get_by_text("No run matches")).to_be_visible()
+    client.cancel(client.runs(search="needle").items[0].id)
+
+
+def test_launch_shows_problems_then_lands_on_the_page_of_the_run(browser: Browser, base: str, client: Client) -> None:
+    with visitor(browser, base) as window:
+        page = window.open("/launch")
+        editor = page.get_by_label("Config (YAML)")
+        editor.fill(CONFIG_YAML.replace("emb_dim", "embdim").replace("0.2", HOSTILE.replace('"', "").split(" ")[0]))
+        page.get_by_role("button", name="Submit").click()
+        problems = page.get_by_role("table", name="Problems of the config")
+        expect(problems).to_contain_text("did you mean 'emb_dim'?")
+        expect(problems).to_contain_text("<script>")
+        before = client.runs().counts
+        editor.fill(CONFIG_YAML)
+        page.get_by_label("Name").fill(HOSTILE)
+        page.get_by_role("button", name="Validate").click()
+        expect(page.get_by_text("steps: 1,000")).to_be_visible()
+        assert client.runs().counts == before
+        page.get_by_role("button", name="Submit").click()
+        page.wait_for_url("**/run?run=*")
+        expect(page.locator("h1")).to_have_text(HOSTILE)
+        expect(page.get_by_text("Waiting to start")).to_be_visible()
+        assert page.evaluate("() => window.hacked") is None
+        run_id = page.url.rpartition("=")[2]
+        assert client.run(run_id).state is RunState.QUEUED
+        page.get_by_role("button", name="Cancel run").click()
+        page.get_by_role("button", name="Yes, cancel it").click()
+        expect(page.locator(".n2n-state.pill")).to_contain_text("cancelled")
+        assert client.run(run_id).state is RunState.CANCELLED
+        assert window.strangers == []
+        assert window.complaints() == []
+
+
+def test_a_spec_of_five_megabytes_is_a_message(browser: Browser, base: str) -> None:
+    with visitor(browser, base) as window:
+        page = window.open("/launch")
+        page.evaluate(
+            """() => {
+              const area = document.querySelector('textarea');
+              const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;
+              area.focus();
+              set.call(area, '# long\\n'.repeat(720000));
+              area.dispatchEvent(new Event('input', { bubbles: true }));
+            }"""
+        )
+        page.get_by_role("button", name="Submit").click()
+        expect(page.get_by_text(re.compile("bytes")).first).to_be_visible()
+        expect(page.get_by_role("button", name="Submit")).to_be_visible()
+
+
+def test_cancelling_a_running_run_waits_for_its_worker(browser: Browser, base: str, run: ActingRun) -> None:
+    with visitor(browser, base) as window:
+        page = window.open(f"/run?run={run.lease.run_id}")
+        page.get_by_role("button", name="Cancel run").click()
+        page.get_by_role("button", name="Yes, cancel it").click()
+        expect(page.get_by_text("Cancel requested")).to_be_visible()
+        run.report(AttemptState.CANCELLED, reason="cancelled on request")
+        expect(page.locator(".n2n-state.pill")).to_contain_text("cancelled")
+        expect(page.get_by_text("cancelled on request").first).to_be_visible()
+
+
+def test_both_themes_are_drawn_in_their_own_colours_live(browser: Browser, base: str, run: ActingRun) -> None:
+    with visitor(browser, base) as window:
+        page = window.open(f"/run?run={run.lease.run_id}")
+        assert chart(page)["color"] == "rgb(23, 98, 160)"
+        page.emulate_media(color_scheme="dark")
+        eventually(lambda: page.evaluate(CHART)["color"] == "rgb(90, 163, 236)", what="the dark theme")
+    with visitor(browser, base, dark=True) as window:
+        assert chart(window.open(f"/run?run={run.lease.run_id}"))["color"] == "rgb(90, 163, 236)"
+
+
+@pytest.mark.parametrize("view", ["runs", "run", "launch"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Browser, base: str, run: ActingRun, view: str) -> None:
+    path = {"runs": "/", "run": f"/run?run={run.lease.run_id}", "launch": "/launch"}[view]
+    with visitor(browser, base, width=420) as window:
+        page = window.open(path)
+        if view == "run":
+            chart(page)
+            expect(page.locator(".js-plotly-plot")).to_have_count(5)
+        if view == "runs":
+            expect(page.locator("tbody tr").first).to_be_visible()
+        assert page.evaluate(OVERFLOW) <= 0
+        inner = "() => document.querySelector('[data-testid=stMain]')"
+        assert page.evaluate(f"{inner}.scrollWidth") <= page.evaluate(f"{inner}.clientWidth")
+
+
+def test_the_page_recovers_when_the_service_comes_back(browser: Browser, tmp_path: Path) -> None:
+    database_url = f"sqlite:///{tmp_path / 'n2n.db'}"
+    database = Database(database_url)
+    migrate(database)
+    database.dispose()
+    with serve(create_app(Settings(database_url=database_url))) as first:
+        port = int(first.rpartition(":")[2])
+        with Client(first) as connection:
+            connection.submit(yaml=CONFIG_YAML, name="stays")
+    with serve_page(first, tmp_path) as base, visitor(browser, base) as window:
+        window.page.goto(base)
+        expect(window.page.get_by_text(f"No answer from {first}")).to_be_visible()
+        expect(window.page.get_by_text("n2n up", exact=True)).to_be_visible()
+        with serve(create_app(Settings(database_url=database_url)), port=port):
+            expect(window.page.locator("tbody tr")).to_contain_text("stays")
+            expect(window.page.get_by_text("No answer")).to_have_count(0)
+        expect(window.page.get_by_text(f"No answer from {first}")).to_be_visible()
+        expect(window.page.locator("tbody tr")).to_contain_text("stays")
