@@ -248,7 +248,7 @@ class Daemon:
         for job in left:
             job.join(SECOND_SIGNAL_SECONDS)
         self._closed.set()
-        log.info("ended%s", f"; {len(left)} runs are left to the next worker of this pool" if left else "")
+        log.info("ended; runs left to the next worker of this pool: %d", len(left))
         return 0 if self._failure is None else EXIT_BAD_INPUT
 
     def _say_goodbye(self) -> None:
@@ -259,7 +259,7 @@ class Daemon:
 
     def _stop_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
         """End every job and wait until they are reported; what cannot be reported in time stays in the journal."""
-        log.info("stopping %d runs", len(self._all_jobs()))
+        log.info("runs to be stopped first: %d", len(self._all_jobs()))
         deadline: float | None = None
         while jobs := self._all_jobs():
             for job in jobs:

@@ -15,6 +15,7 @@ from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
 from worker import journal
 from worker.daemon import Daemon
+from worker.executors.base import Executor
 from worker.executors.local import LocalExecutor
 from worker.settings import Settings, read_settings
 
@@ -28,6 +29,15 @@ def run(arguments: Sequence[str]) -> int:
         SpecError: settings that cannot be used, or a home that another worker uses.
     """
     settings = read_settings(arguments)
+    return work(settings, LocalExecutor(grace=settings.grace))
+
+
+def work(settings: Settings, executor: Executor) -> int:
+    """Work until told to stop; returns the exit code.
+
+    Raises:
+        SpecError: a home that another worker uses.
+    """
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO, stream=sys.stderr)
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -36,7 +46,6 @@ def run(arguments: Sequence[str]) -> int:
         contextlib.closing(journal.Journal(settings.home / journal.FILE)) as memory,
         Client(settings.url, retries=0) as client,  # the daemon and its jobs have pauses of their own
     ):
-        executor = LocalExecutor(grace=settings.grace)
         return Daemon(settings, journal=memory, client=client, executor=executor).run()
 
 
