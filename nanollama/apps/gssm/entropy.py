@@ -1,4 +1,4 @@
-"""Entropy bound of a config's data: python -m nanollama.apps.gssm.entropy config=… [num_sequences=N] [key.sub=value …]."""
+"""Entropy bound: python -m nanollama.apps.gssm.entropy config=… [num_sequences=N] [key.sub=value …]."""
 
 from __future__ import annotations
 
