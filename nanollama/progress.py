@@ -47,7 +47,7 @@ class RunProgress:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("queued", total=1, summary="")
-        self._said: tuple[str, float] = ("", 0.0)
+        self._said = ("", "", 0.0)
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -60,8 +60,8 @@ class RunProgress:
         """Show where the run is now."""
         state, p, text = run.state.value.lower(), run.progress, escape(summary(run))
         self._bar.update(self._task, description=state, completed=p.step, total=p.total_steps, summary=text)
-        before, at = self._said
+        before, line, at = self._said
         now = time.monotonic()
-        if not self._console.is_terminal and (state != before or now - at >= LINE_SECONDS):
+        if not self._console.is_terminal and (state != before or (text != line and now - at >= LINE_SECONDS)):
             self._console.print(f"{state:>9}  step {p.step}/{p.total_steps}  {text}", soft_wrap=True)
-            self._said = (state, now)
+            self._said = (state, text, now)
