@@ -11,7 +11,7 @@ from nanollama.api import schemas
 from nanollama.spec.rundir import decode_number
 
 Spacing = Literal["linear", "log"]
-MIN_POINTS = 4  # first, last, and the extremes between them
+MIN_POINTS = 5  # first, last, and of one bucket between them the minimum, the maximum and a NaN
 
 
 @dataclass
@@ -59,7 +59,7 @@ def view(points: Points, max_points: int, spacing: Spacing) -> schemas.Series:
 
 
 def thin(step: Sequence[int], value: Sequence[float], max_points: int, spacing: Spacing) -> list[int]:
-    """Indices of at most `max_points` >= 4 points, ascending.
+    """Indices of at most `max_points` points (at least MIN_POINTS), ascending.
 
     The first and the last stay; those between are put into buckets of even width in step or in log step, and each
     bucket keeps its minimum, its maximum and, if it has one, a NaN.

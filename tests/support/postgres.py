@@ -35,7 +35,7 @@ class PostgresServer:
 
     def __init__(self, binaries: Path) -> None:
         # short: a Unix socket's path has at most 107 bytes
-        self._folder = Path(tempfile.mkdtemp(prefix="n2n-pg-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="n2n-pg-", dir=_fastest_folder()))
         self._identity = _unprivileged() if os.geteuid() == 0 else {}
         if self._identity:
             os.chown(self._folder, self._identity["user"], self._identity["group"])
@@ -53,12 +53,17 @@ class PostgresServer:
 
     def create(self, name: str, template: str = "template0") -> str:
         """Make a database, a copy of `template`, and return its URL."""
-        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        with self._connect() as connection:
+            # since version 15 the default writes the whole copy into the log as well: several times slower
+            strategy = sql.SQL("STRATEGY FILE_COPY" if connection.info.server_version >= 150_000 else "")
+            names = sql.Identifier(name), sql.Identifier(template)
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
         return self.url(name)
 
     def drop(self, name: str) -> None:
         """Remove a database and whoever is connected to it."""
-        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        with self._connect() as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def stop(self) -> None:
         """End the server and remove what it wrote."""
@@ -106,10 +111,6 @@ class PostgresServer:
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(host=str(self._folder), user="n2n", dbname="postgres", autocommit=True)
 
-    def _execute(self, statement: sql.Composed) -> None:
-        with self._connect() as connection:
-            connection.execute(statement)
-
     def _tail(self) -> str:
         return (self._folder / "server.log").read_text(errors="replace")[-2000:]
 
@@ -131,6 +132,12 @@ def postgres_server() -> Iterator[PostgresServer]:
     server = start_or_skip()
     yield server
     server.stop()
+
+
+def _fastest_folder() -> str:
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
+    return str(memory) if roomy else "/tmp"
 
 
 def _unprivileged() -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""Series: which lines survive, which points are sent, what the summary says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.metrics.series import MIN_POINTS, summarise, thin
+from tests.support.service import Caller, checkpoint_line, metric_line
+
+METRICS = "metrics/rank0.jsonl"
+
+
+def log(caller: Caller, lease: dict[str, Any], steps: list[int], loss: float) -> None:
+    data = b"".join(metric_line(i, step, loss=loss + step / 1000) for i, step in enumerate(steps))
+    assert caller.put(lease, METRICS, data).status_code == 200
+
+
+def next_attempt(caller: Caller, lease: dict[str, Any], step: int) -> dict[str, Any]:
+    caller.put(lease, "events.jsonl", checkpoint_line(0, step))
+    caller.end(lease, "INTERRUPTED")
+    return caller.claim()
+
+
+def losses(caller: Caller, run_id: str, **params: Any) -> dict[int, float]:
+    series = caller.get(f"/runs/{run_id}/metrics", **params)["series"].get("loss", {"step": [], "value": []})
+    return dict(zip(series["step"], series["value"], strict=True))
+
+
+def test_a_retry_supersedes_what_it_makes_anew(caller: Caller) -> None:
+    first = caller.start()
+    run_id = first["run_id"]
+    log(caller, first, [1, 2, 3, 4, 5], 10)
+    second = next_attempt(caller, first, 2)
+    assert list(losses(caller, run_id)) == [1, 2, 3, 4, 5]  # nothing yet from the second
+    log(caller, second, [3, 4], 20)
+    # 5 of the first attempt is gone: the second has not come so far
+    assert losses(caller, run_id) == {1: 10.001, 2: 10.002, 3: 20.003, 4: 20.004}
+    third = next_attempt(caller, second, 3)
+    log(caller, third, [2], 30)  # the checkpoint of 3 was broken: the third went on from 1
+    assert losses(caller, run_id) == {1: 10.001, 2: 30.002}
+    assert caller.run(run_id)["progress"]["step"] == 2
+
+
+def test_a_retry_that_starts_over_supersedes_everything(caller: Caller) -> None:
+    first = caller.start()
+    log(caller, first, [1, 2, 3], 10)
+    second = next_attempt(caller, first, 3)
+    log(caller, second, [1], 20)
+    assert losses(caller, first["run_id"]) == {1: 20.001}
+
+
+def test_of_a_step_logged_twice_the_later_line_counts_for_its_keys(caller: Caller) -> None:
+    lease = caller.start()
+    data = metric_line(0, 1, loss=3.0, lr=0.1) + metric_line(1, 1, loss=2.0) + metric_line(2, 1, evaluation=1.0)
+    caller.put(lease, METRICS, data)
+    reply = caller.get(f"/runs/{lease['run_id']}/metrics")
+    assert reply["keys"] == ["evaluation", "loss", "lr"]
+    assert {key: series["value"] for key, series in reply["series"].items()} == {
+        "loss": [2.0],
+        "lr": [0.1],
+        "evaluation": [1.0],
+    }
+
+
+def test_keys_select_series_but_not_the_list(caller: Caller) -> None:
+    lease = caller.start()
+    caller.put(lease, METRICS, metric_line(0, 1, loss=3.0, lr=0.1, bound=1.0))
+    reply = caller.get(f"/runs/{lease['run_id']}/metrics", key=["lr", "bound", "nothing"])
+    assert list(reply["series"]) == ["lr", "bound"]
+    assert reply["keys"] == ["bound", "loss", "lr"]
+
+
+def test_non_finite_values_survive(caller: Caller) -> None:
+    lease = caller.start()
+    values = [math.nan, math.inf, -math.inf, 1.0]
+    caller.put(lease, METRICS, b"".join(metric_line(i, i, loss=v) for i, v in enumerate(values)))
+    reply = caller.get(f"/runs/{lease['run_id']}/metrics")["series"]["loss"]
+    assert reply["value"] == ["NaN", "Infinity", "-Infinity", 1.0]
+    assert reply["summary"]["mean"] == "NaN"
+    assert (reply["summary"]["min"], reply["summary"]["max"]) == ("-Infinity", "Infinity")
+
+
+def test_other_ranks_are_stored_but_not_mixed_in(caller: Caller) -> None:
+    lease = caller.start()
+    caller.put(lease, "metrics/rank1.jsonl", metric_line(0, 9, loss=9.0))
+    assert caller.get(f"/runs/{lease['run_id']}/metrics")["keys"] == []
+    assert caller.run(lease["run_id"])["progress"]["step"] == 0
+
+
+def test_thinned_series_keep_the_summary_of_all(caller: Caller) -> None:
+    lease = caller.start()
+    values = [math.sin(i) for i in range(500)]
+    caller.put(lease, METRICS, b"".join(metric_line(i, i, loss=v) for i, v in enumerate(values)))
+    for spacing in ("linear", "log"):
+        loss = caller.get(f"/runs/{lease['run_id']}/metrics", max_points=50, spacing=spacing)["series"]["loss"]
+        columns = [loss[name] for name in ("step", "tokens", "time", "value")]
+        assert len({len(column) for column in columns}) == 1
+        assert len(loss["step"]) <= 50
+        assert (loss["step"][0], loss["step"][-1]) == (0, 499)
+        assert loss["summary"]["count"] == 500
+        assert loss["summary"]["mean"] == pytest.approx(sum(values) / 500)
+        assert (min(loss["value"]), max(loss["value"])) == (min(values), max(values))
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.floats(width=32), min_size=1, max_size=400),
+    steps=st.data(),
+    max_points=st.integers(MIN_POINTS, 60),
+    spacing=st.sampled_from(["linear", "log"]),
+)
+def test_thinning(values: list[float], steps: st.DataObject, max_points: int, spacing: Any) -> None:
+    gaps = steps.draw(st.lists(st.integers(1, 1000), min_size=len(values), max_size=len(values)))
+    step = [sum(gaps[: i + 1]) - 1 for i in range(len(gaps))]
+    kept = thin(step, values, max_points, spacing)
+    assert kept == sorted(set(kept))
+    assert len(kept) <= max_points
+    assert (kept[0], kept[-1]) == (0, len(values) - 1)
+    if len(values) <= max_points:
+        assert kept == list(range(len(values)))
+    numbers = [v for v in values if not math.isnan(v)]
+    shown = [values[i] for i in kept if not math.isnan(values[i])]
+    if numbers:
+        assert (min(shown), max(shown)) == (min(numbers), max(numbers))
+    assert any(math.isnan(values[i]) for i in kept) == any(math.isnan(v) for v in values)
+
+
+def test_log_spacing_spreads_points_over_decades() -> None:
+    step = list(range(1, 100_001))
+    value = [math.sin(s) for s in step]
+    kept = [step[i] for i in thin(step, value, 1000, "log")]
+    decades = [sum(10**d <= s < 10 ** (d + 1) for s in kept) for d in range(5)]
+    assert decades[0] == 9  # each of the first steps has a bucket of its own
+    assert min(decades[2:]) > 150
+
+
+@settings(deadline=None)
+@given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50))
+def test_summaries_exist_for_any_values(values: list[float]) -> None:
+    summary = summarise(values)
+    assert summary.count == len(values)
+    finite = [v for v in values if math.isfinite(v)]
+    if len(finite) == len(values) and max(map(abs, values)) < 1e100:
+        assert min(values) - 1e85 <= summary.mean <= max(values) + 1e85
+        assert summary.stderr is None or summary.stderr >= 0
+    summary.model_dump_json()
+
+
+def test_summary_by_hand() -> None:
+    summary = summarise([1.0, 2.0, 3.0, 4.0])
+    assert (summary.mean, summary.min, summary.max, summary.last) == (2.5, 1.0, 4.0, 4.0)
+    assert summary.stderr == pytest.approx(math.sqrt(5 / 3 / 4))
+    assert summarise([1.0]).stderr is None
