@@ -1,0 +1,154 @@
+"""The run directory of a training config, and the attempts in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nanollama.spec.base import Problem, SpecError, content_hash
+from nanollama.spec.cluster import ClusterSpec, LauncherSpec
+from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.load import load_config
+from nanollama.spec.monitor import OrchestrationSpec
+from nanollama.spec.rundir import CONFIG, METRICS, RESULT, STOPPED, Result, Stopped, write_atomic
+
+RUNS = Path("runs")
+
+
+def training_hash(spec: ExperimentSpec) -> str:
+    """Hash of what determines the outcome of training. A checkpoint may be continued by any config of equal hash."""
+    return content_hash(_essence(spec))
+
+
+def run_directory(launcher: LauncherSpec, orchestration: OrchestrationSpec) -> Path:
+    """Where a run that nobody else has placed is kept: log_dir, or runs/<name>."""
+    log_dir = launcher.log_dir or orchestration.log_dir
+    return Path(log_dir) if log_dir else RUNS / orchestration.name
+
+
+def finished_result(run_dir: Path, spec: ExperimentSpec) -> Result | None:
+    """The result of this config in the run directory, if its newest attempt has one. Nothing is written.
+
+    Raises:
+        SpecError: the directory holds a run with another config.
+    """
+    newest = max(_attempts(run_dir), key=lambda path: int(path.name), default=None)
+    if newest is None or not (newest / CONFIG).exists():
+        return None
+    _check_same_run(run_dir, load_config(ExperimentSpec, [f"config={newest / CONFIG}"]), spec)
+    return read_result(newest)
+
+
+def create_attempt(run_dir: Path, config: str) -> Path:
+    """Create the directory of the next attempt, with the YAML of its config in it.
+
+    Raises:
+        SpecError: the directory cannot be written to; then nothing has been created.
+    """
+    number = max((int(path.name) for path in _attempts(run_dir)), default=0) + 1
+    attempt_dir = run_dir / str(number)
+    try:
+        attempt_dir.mkdir(parents=True)
+        write_atomic(attempt_dir / CONFIG, config.encode())
+    except OSError as error:
+        message = f"cannot write to the run directory {run_dir.absolute()}: {error.strerror}"
+        raise SpecError([Problem(path="orchestration.log_dir", message=message, remedy="choose another")]) from None
+    return attempt_dir
+
+
+def discard_attempt(attempt_dir: Path) -> None:
+    """Undo `create_attempt` after a start that failed before anything could run."""
+    shutil.rmtree(attempt_dir)
+    if not any(attempt_dir.parent.iterdir()):
+        attempt_dir.parent.rmdir()
+
+
+def claim_attempt(attempt_dir: Path) -> Path:
+    """Make sure that an attempt directory that somebody else has chosen exists and is unused; return it.
+
+    Raises:
+        SpecError: it cannot be written to, or an attempt has run in it before.
+    """
+    if (attempt_dir / METRICS).exists():
+        message = f"{attempt_dir} holds an attempt that has been started before"
+        remedy = "give every attempt a new directory beside it"
+        raise SpecError([Problem(path="attempt_dir", message=message, remedy=remedy)])
+    try:
+        (attempt_dir / METRICS).mkdir(parents=True)
+    except OSError as error:
+        message = f"cannot write to {attempt_dir}: {error.strerror}"
+        raise SpecError([Problem(path="attempt_dir", message=message, remedy="choose another")]) from None
+    return attempt_dir
+
+
+def read_result(attempt_dir: Path) -> Result | None:
+    """The result of an attempt; None before it has finished."""
+    try:
+        return Result.model_validate_json((attempt_dir / RESULT).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def write_result(attempt_dir: Path, result: Result) -> None:
+    """Declare the attempt finished."""
+    write_atomic(attempt_dir / RESULT, result.model_dump_json(indent=2).encode())
+
+
+def read_stopped(attempt_dir: Path) -> Stopped | None:
+    """How an attempt ended early on purpose; None when it did not, or not yet."""
+    try:
+        return Stopped.model_validate_json((attempt_dir / STOPPED).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_stopped(attempt_dir: Path, stopped: Stopped) -> None:
+    """Declare the attempt ended early on purpose."""
+    write_atomic(attempt_dir / STOPPED, stopped.model_dump_json(indent=2).encode())
+
+
+def _attempts(run_dir: Path) -> list[Path]:
+    if not run_dir.is_dir():
+        return []
+    return [path for path in run_dir.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+
+def _essence(spec: ExperimentSpec) -> ExperimentSpec:
+    """The config without what may change between two attempts: where and how a run runs, not what it learns."""
+    orchestration = OrchestrationSpec(utils=spec.orchestration.utils)
+    defaults = {"cluster": ClusterSpec(), "launcher": LauncherSpec(), "orchestration": orchestration}
+    return spec.model_copy(update=defaults)
+
+
+def _check_same_run(run_dir: Path, stored: ExperimentSpec, spec: ExperimentSpec) -> None:
+    old, new = (_essence(config).model_dump(mode="json") for config in (stored, spec))
+    remedy = "choose another orchestration.name or orchestration.log_dir, or restore the key"
+    problems = [
+        Problem(path=path, message=f"is {_short(ours)}, but {run_dir} holds a run with {_short(theirs)}", remedy=remedy)
+        for path, theirs, ours in islice(_differences(old, new), 3)
+    ]
+    if problems:
+        raise SpecError(problems)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Paths at which two configs differ, with both values, in the order of the new one."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*new, *old]):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(old_item, new_item, f"{path}.{i}")
+    elif old != new:
+        yield path, old, new
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
