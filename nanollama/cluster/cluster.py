@@ -6,11 +6,12 @@ Every rank runs the same program; torchrun tells it in the environment which one
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -99,6 +100,19 @@ class Cluster:
 def accumulating(model: nn.Module) -> AbstractContextManager[None]:
     """A context in which backward passes add up gradients without exchanging them between ranks."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process; as one of several ranks, without the interpreter's farewell.
+
+    DistributedDataParallel keeps gloo's threads alive even after the process group is destroyed. One that lets go of a
+    tensor while the interpreter shuts down aborts the process, and a finished run would be reported as a crash.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(exit_code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 @contextmanager

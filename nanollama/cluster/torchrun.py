@@ -22,7 +22,8 @@ DELIBERATE = (EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_CLAIM_LOST)
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun in this process and return the exit code."""
-    # the agent's own account of a failed rank repeats, at length, what the rank has already said
+    # torchrun tells that it gives each of several ranks one thread, and repeats at length what a failed rank has said
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         run.run(run.parse_args(list(arguments)))  # type: ignore[no-untyped-call] # as torch left them

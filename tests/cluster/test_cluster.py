@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from nanollama.cluster.cluster import Cluster, accumulating, choose_device, open_cluster
+from nanollama.cluster.cluster import Cluster, accumulating, choose_device, leave, open_cluster
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.cluster import ClusterSpec
 from tests.support.ports import free_ports
@@ -72,7 +72,8 @@ def _rank(rank: int, directory: Path, monkey: dict[str, str]) -> None:
                 cluster.together(lambda: _fail_on(1, cluster))
             _check_gradients(cluster)
         assert not dist.is_initialized()
-    (directory / f"done{rank}").touch()
+        (directory / f"done{rank}").touch()
+        leave(0)
 
 
 def _check_gradients(cluster: Cluster) -> None:
