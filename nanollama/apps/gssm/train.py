@@ -1,0 +1,250 @@
+"""Train a learner on the sequences of a GSSM and compare its loss with the entropy bound on the same tokens.
+
+    python -m nanollama.apps.gssm.train config=configs/gssm/debug.yaml [key.sub=value …] [attempt_dir=PATH]
+    torchrun --nproc-per-node 2 -m nanollama.apps.gssm.train config=…
+
+Shapes: B sequences of this rank, T tokens of a sequence, V vocabulary.
+
+Exit codes: 0 finished, 2 bad input, 75 stopped on request (start again to continue), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nanollama.cluster.cluster import Cluster, accumulating, leave, open_cluster, this_rank
+from nanollama.data.loader import Loader, build_loader
+from nanollama.model.build import build_model, num_parameters
+from nanollama.monitor.attempt import claim_attempt, create_attempt, finished_result, run_directory, write_stopped
+from nanollama.monitor.monitor import Monitor
+from nanollama.monitor.summary import FinalWindow, describe, in_final_window
+from nanollama.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+from nanollama.spec.base import Problem, SpecError
+from nanollama.spec.command import run_command
+from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.load import dump_yaml, load_config
+from nanollama.spec.rundir import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Stopped
+
+log = logging.getLogger("nanollama.apps.gssm.train")  # by name: run as a program, the module is called __main__
+
+ATTEMPT_DIR = "attempt_dir="
+MODEL, TRAINER = "model.pt", "trainer.pt"  # files of a checkpoint: the weights, and all else that training needs
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not a number any more; the message names the step."""
+
+
+class Trainer:
+    """What one rank trains with. After `step` optimizer steps it has trained on `tokens` predicted tokens."""
+
+    def __init__(self, spec: ExperimentSpec, cluster: Cluster, loader: Loader, model: nn.Module) -> None:
+        self.spec = spec
+        self.cluster = cluster
+        self.loader = loader
+        self.model = model
+        self.parallel_model = cluster.parallelise(model, compile_model=spec.cluster.compile_model)
+        self.optimizer = build_optimizer(spec.optim, model)
+        self.step = 0
+        self.seconds = 0.0
+        self.window = FinalWindow()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens predicted so far; the first of each sequence is given."""
+        return self.step * self.spec.data.batch_size * (self.loader.seq_len - 1)
+
+    def train(self, monitor: Monitor) -> int:
+        """Train from the newest checkpoint to the last step, or until asked to stop; returns the exit code."""
+        steps, period = self.spec.optim.steps, self.spec.orchestration.checkpoint.period
+        checkpoint = self.cluster.from_first(monitor.newest_checkpoint)
+        if checkpoint is not None:
+            self.load(checkpoint)
+        monitor.started(self.step, self.tokens, checkpoint)
+        if self.loader.scorer is None:
+            monitor.warn(self.loader.scorer_note or "these sequences have no bound", self.step)
+        started = time.monotonic() - self.seconds
+        stopping = False
+        while self.step < steps and not stopping:
+            stopping = self.train_step(monitor)
+            self.seconds = time.monotonic() - started
+            if stopping or self.step == steps or (period and self.step % period == 0):
+                monitor.save(self.step, self.state())
+        if self.step < steps:
+            monitor.preempted(self.step)
+            return EXIT_INTERRUPTED
+        monitor.finished(self.window.result(step=self.step, tokens=self.tokens, seconds=self.seconds))
+        return 0
+
+    def train_step(self, monitor: Monitor) -> bool:
+        """One optimizer step on the next global batch; returns whether the ranks agree to stop after it.
+
+        Raises:
+            Diverged: the weights have not been touched by this step.
+        """
+        optim = self.spec.optim
+        batch_BT = self.loader.batch(self.step)
+        loss = self.backward(batch_BT.to(self.cluster.device))
+        grad_norm = clip_gradient(self.model, optim.clip)
+        stopping = torch.tensor(float(monitor.stop_requested()), dtype=torch.float64, device=self.cluster.device)
+        mean_loss, norm, votes = self.cluster.mean(torch.stack([loss, grad_norm.double(), stopping])).tolist()
+
+        step = self.step + 1
+        lr = learning_rate(optim, step)
+        if step in (1, optim.steps) or step % self.spec.orchestration.logging.period == 0:
+            self.log_metrics(monitor, batch_BT, loss=mean_loss, lr=lr, grad_norm=norm)
+        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"training diverged at step {step}: the loss is {mean_loss} and the norm of its gradient {norm}; "
+                "try a lower optim.lr, a longer optim.warmup or a lower optim.clip"
+            )
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step = step
+        return bool(votes > 0)
+
+    def backward(self, batch_BT: Tensor) -> Tensor:
+        """Add the gradient of the mean loss of this rank's batch to the weights; returns that loss, in nats per token.
+
+        Gradients are averaged over ranks with the last micro-batch.
+        """
+        loss = torch.zeros((), dtype=torch.float64, device=batch_BT.device)
+        parts = batch_BT.chunk(self.spec.optim.grad_acc_steps)
+        for part_BT in parts[:-1]:
+            with accumulating(self.parallel_model):
+                loss += self.backward_part(part_BT, len(parts))
+        return loss + self.backward_part(parts[-1], len(parts))
+
+    def backward_part(self, part_BT: Tensor, num_parts: int) -> Tensor:
+        """Add the gradient of one micro-batch; returns its share of the loss."""
+        logits_BTV = self.parallel_model(part_BT[:, :-1])
+        loss: Tensor = functional.cross_entropy(logits_BTV.flatten(0, 1), part_BT[:, 1:].flatten()) / num_parts
+        loss.backward()  # type: ignore[no-untyped-call] # as torch left it
+        return loss.detach().double()
+
+    def log_metrics(self, monitor: Monitor, batch_BT: Tensor, *, loss: float, lr: float, grad_norm: float) -> None:
+        """Write down a step that is about to be taken, with the true model's score of the very same global batch."""
+        values = {"loss": loss}
+        if self.loader.scorer is not None:
+            nll_B = self.loader.scorer.nll(batch_BT)
+            own_bound = nll_B.double().mean().to(self.cluster.device) / (self.loader.seq_len - 1)
+            values["bound"] = float(self.cluster.mean(own_bound))
+            values["excess"] = loss - values["bound"]
+        if in_final_window(self.step + 1, self.spec.optim.steps):
+            self.window.add(loss, values.get("bound"))
+        tokens = self.tokens + self.spec.data.batch_size * (self.loader.seq_len - 1)
+        monitor.metrics(self.step + 1, tokens, {**values, "lr": lr, "grad_norm": grad_norm})
+
+    def state(self) -> dict[str, Any]:
+        """Files of a checkpoint. Every rank must ask for it, rank 0 writes it."""
+        trainer = {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "window": self.window.state(),
+            "rng": self.cluster.gather(_rng_state(self.cluster.device)),
+        }
+        return {MODEL: self.model.state_dict(), TRAINER: trainer}
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint: exactly, if the number of ranks is that of the run that saved it."""
+        device = self.cluster.device
+        self.model.load_state_dict(torch.load(checkpoint / MODEL, map_location=device, weights_only=True))
+        trainer = torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(trainer["optimizer"])
+        self.step, self.seconds = trainer["step"], trainer["seconds"]
+        self.window = FinalWindow(**trainer["window"])
+        if self.cluster.rank < len(trainer["rng"]):
+            _set_rng_state(trainer["rng"][self.cluster.rank], device)
+
+
+def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, nn.Module]:
+    """The sequences of this rank and a fresh learner, the same on every rank. No file is written.
+
+    Raises:
+        SpecError: the data cannot be read or do not fit the learner or the ranks.
+    """
+    batch, ranks, acc = spec.data.batch_size, cluster.world_size, spec.optim.grad_acc_steps
+    if batch % (ranks * acc):
+        message = f"batch_size {batch} is not divisible by {ranks} ranks x {acc} accumulation steps"
+        remedy = f"use a multiple of {ranks * acc}"
+        raise SpecError([Problem(path="data.batch_size", message=message, remedy=remedy)])
+    loader = build_loader(spec.data, rank=cluster.rank, world_size=ranks, device=cluster.device)
+    torch.manual_seed(spec.orchestration.utils.seed)
+    return loader, build_model(spec.model, loader.vocab_size).to(cluster.device)
+
+
+def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster) -> int:
+    """Find or make the attempt's directory and train in it; returns the exit code.
+
+    Raises:
+        SpecError: with nothing created.
+    """
+    run_dir = attempt_dir.parent if attempt_dir else run_directory(spec.launcher, spec.orchestration)
+    if attempt_dir is None:
+        result = cluster.from_first(lambda: finished_result(run_dir, spec))
+        if result is not None:
+            if cluster.first:
+                print(f"{run_dir} is finished: {describe(result)}")
+            return 0
+    loader, model = cluster.together(lambda: build(spec, cluster))
+    directory = attempt_dir or cluster.from_first(lambda: create_attempt(run_dir, dump_yaml(spec)))
+    with Monitor(spec, directory, cluster.rank) as monitor:
+        log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
+        return Trainer(spec, cluster, loader, model).train(monitor)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the app on `config=FILE key.sub=value …`, and `attempt_dir=PATH` when the caller has chosen the directory.
+
+    Raises:
+        SpecError: bad input, on rank 0; it is also recorded in the attempt directory.
+    """
+    given = [Path(a.removeprefix(ATTEMPT_DIR)) for a in arguments if a.startswith(ATTEMPT_DIR)]
+    attempt_dir = given[-1] if given else None
+    first = this_rank() == 0
+    if attempt_dir is not None and first:
+        claim_attempt(attempt_dir)
+    try:
+        spec = load_config(ExperimentSpec, [a for a in arguments if not a.startswith(ATTEMPT_DIR)])
+        with open_cluster(spec.cluster) as cluster:
+            return run(spec, attempt_dir, cluster)
+    except SpecError as error:
+        if not first:
+            return EXIT_BAD_INPUT  # rank 0 says why
+        if attempt_dir is not None:
+            write_stopped(attempt_dir, Stopped(exit_code=EXIT_BAD_INPUT, step=0, message=str(error)))
+        raise
+    except Diverged as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+if __name__ == "__main__":
+    leave(run_command(main))
