@@ -93,6 +93,8 @@ def _yaml_problem(error: yaml.MarkedYAMLError) -> Problem:
 
 def locate(text: str, problems: Sequence[Problem]) -> list[Problem]:
     """Add to each problem the line and column at which its path, or its nearest parent, stands in the YAML text."""
+    if len(text) > MAX_BYTES:  # refused for its size: reading it for the sake of a line number would take seconds
+        return list(problems)
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError:
