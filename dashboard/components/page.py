@@ -71,14 +71,11 @@ def error_note(error: ApiError, doing: str) -> None:
 
 def away_note(error: Unavailable, since: datetime | None = None) -> None:
     """The service does not answer: which one, and what to do."""
-    shown = f" What is shown dates from {since:%H:%M:%S} UTC." if since else ""
     url = data.client().url
-    note(
-        f"{error}.{shown} This page tries again every {REFRESH:g} seconds. To start the service:",
-        title=f"No answer from {url}",
-        code="n2n up",
-        tone="bad",
-    )
+    said = "" if str(error).startswith(f"no answer from {url}") else f"{error}. "
+    shown = f"What is shown dates from {since:%H:%M:%S} UTC. " if since else ""
+    text = f"{said}{shown}This page tries again every {REFRESH:g} seconds. If the service is not running, start it:"
+    note(text, title=f"No answer from {url}", code="n2n up", tone="bad")
 
 
 @st.fragment(run_every=REFRESH)

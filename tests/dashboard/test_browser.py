@@ -40,7 +40,7 @@ CHART = """() => {
     saved: named.checkpoints?.x ?? [],
     range: plot._fullLayout.xaxis.range,
     dash: shape ? getComputedStyle(shape).strokeDasharray : '',
-    color: named.loss ? getComputedStyle(plot.querySelector('.scatterlayer .js-line')).stroke : '',
+    color: named.loss ? getComputedStyle([...plot.querySelectorAll('.scatterlayer .js-line')].at(-1)).stroke : '',
     labels: [...plot.querySelectorAll('.annotation-text')].map(e => e.textContent),
   };
 }"""
@@ -226,9 +226,8 @@ def test_launch_shows_problems_then_lands_on_the_page_of_the_run(browser: Browse
 def test_a_spec_of_five_megabytes_is_a_message(browser: Browser, base: str) -> None:
     with visitor(browser, base) as window:
         page = window.open("/launch")
-        page.evaluate(
-            """() => {
-              const area = document.querySelector('textarea');
+        page.get_by_label("Config (YAML)").evaluate(
+            """area => {
               const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;
               area.focus();
               set.call(area, '# long\\n'.repeat(720000));
@@ -287,10 +286,10 @@ def test_the_page_recovers_when_the_service_comes_back(browser: Browser, tmp_pat
             connection.submit(yaml=CONFIG_YAML, name="stays")
     with serve_page(first, tmp_path) as base, visitor(browser, base) as window:
         window.page.goto(base)
-        expect(window.page.get_by_text(f"No answer from {first}")).to_be_visible()
+        expect(window.page.get_by_text(f"No answer from {first}", exact=True)).to_be_visible()
         expect(window.page.get_by_text("n2n up", exact=True)).to_be_visible()
         with serve(create_app(Settings(database_url=database_url)), port=port):
             expect(window.page.locator("tbody tr")).to_contain_text("stays")
-            expect(window.page.get_by_text("No answer")).to_have_count(0)
-        expect(window.page.get_by_text(f"No answer from {first}")).to_be_visible()
+            expect(window.page.get_by_text(f"No answer from {first}", exact=True)).to_have_count(0)
+        expect(window.page.get_by_text(f"No answer from {first}", exact=True)).to_be_visible()
         expect(window.page.locator("tbody tr")).to_contain_text("stays")
