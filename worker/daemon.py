@@ -237,11 +237,12 @@ class Daemon:
             log.error("%s", self._failure)
         self._draining.set()
         if self._settings.stop_jobs_on_exit:
-            self._stop_jobs("interrupt")
-        else:
-            self._say_goodbye()
-            if self._all_jobs() and self._another_signal(within=SECOND_SIGNAL_SECONDS):
-                self._stop_jobs("cancel", hurry=True)
+            self._end_jobs("interrupt")
+        self._say_goodbye()
+        if self._settings.stop_jobs_on_exit:
+            self._await_jobs("interrupt")
+        elif self._all_jobs() and self._another_signal(within=SECOND_SIGNAL_SECONDS):
+            self._await_jobs("cancel", hurry=True)
         left = self._all_jobs()
         for job in left:
             job.detach()
@@ -257,13 +258,15 @@ class Daemon:
             with contextlib.suppress(ApiError):
                 self._client.sync(self._journal.worker_id, self._request().model_copy(update={"wait_seconds": 0.0}))
 
-    def _stop_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
+    def _end_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
+        for job in self._all_jobs():
+            job.end(ending, hurry=hurry)
+
+    def _await_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
         """End every job and wait until they are reported; what cannot be reported in time stays in the journal."""
-        log.info("runs to be stopped first: %d", len(self._all_jobs()))
         deadline: float | None = None
         while jobs := self._all_jobs():
-            for job in jobs:
-                job.end(ending, hurry=hurry)
+            self._end_jobs(ending, hurry=hurry)
             hurry = self._another_signal(within=0.1) or hurry
             now = time.monotonic()
             if not all(job.ended for job in jobs):

@@ -147,7 +147,7 @@ class Job:
         if self._clock() >= self._next_talk and not self._lost:
             self._talk()
         if self._lost or self._reported:
-            if self._lost:
+            if not self._reported:
                 log.warning("%s: this worker does not hold it any more; its process is left alone", self._title)
             self._journal.forget(self._record)
             self._executor.release(self.attempt)

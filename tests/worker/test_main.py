@@ -115,7 +115,7 @@ def test_a_worker_killed_mid_run_takes_it_up_again(world: World) -> None:
         world.wait_for_metrics(attempt_id)
         process.kill()
         process.wait()
-    assert len(find_tree(attempt_id)) == 1
+    assert len(list(find_tree(attempt_id))) == 1
     world.finish(attempt_id)  # while no worker looks
     world.service.away = True
     world.start()
@@ -125,7 +125,7 @@ def test_a_worker_killed_mid_run_takes_it_up_again(world: World) -> None:
     check_complete(world, attempt)
     assert attempt.streams["stdout.log"] == f'{{"steps": {attempt.ended.result["step"]}}}'.encode()
     assert [request.to for request in attempt.transitions] == ["RUNNING", "SUCCEEDED"]
-    assert find_tree(attempt_id) == []
+    assert list(find_tree(attempt_id)) == []
 
 
 def test_sigterm_leaves_the_runs_to_the_next_worker(world: World) -> None:
@@ -136,7 +136,7 @@ def test_sigterm_leaves_the_runs_to_the_next_worker(world: World) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert world.said("runs left to the next worker of this pool: 1")
-    assert len(find_tree(attempt_id)) == 1
+    assert len(list(find_tree(attempt_id))) == 1
     world.start()
     world.wait_for_registrations(2)
     world.finish(attempt_id)
@@ -152,7 +152,7 @@ def test_a_second_signal_cancels_the_runs(world: World) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     world.wait(attempt_id, AttemptState.CANCELLED)
-    assert find_tree(attempt_id) == []
+    assert list(find_tree(attempt_id)) == []
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -170,7 +170,7 @@ def test_with_stop_jobs_on_exit_one_signal_interrupts_the_runs(world: World, stu
     attempt = world.wait(attempt_id, AttemptState.INTERRUPTED)
     assert attempt.ended.exit_code == (137 if stubborn else 75)
     check_complete(world, attempt)
-    assert find_tree(attempt_id) == []
+    assert list(find_tree(attempt_id)) == []
 
 
 def test_a_cancel_mid_run_leaves_no_process(world: World) -> None:
@@ -180,7 +180,7 @@ def test_a_cancel_mid_run_leaves_no_process(world: World) -> None:
     world.wait_for_metrics(attempt_id)
     world.service.cancel(attempt_id)
     check_complete(world, world.wait(attempt_id, AttemptState.CANCELLED))
-    assert find_tree(attempt_id) == []
+    assert list(find_tree(attempt_id)) == []
 
 
 def test_a_home_has_one_worker(world: World, capsys: pytest.CaptureFixture[str]) -> None:

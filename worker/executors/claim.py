@@ -37,6 +37,7 @@ def take_claim(directory: Path, claim: Claim) -> bool:
             file.write(claim.model_dump_json().encode())
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # as the other files: mkstemp's 0600 would hide it from other users
         try:
             os.link(temporary, directory / START_CLAIM)
         except FileExistsError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,7 @@ import psutil
 MARK = "N2N_ATTEMPT"
 """Environment variable that every process of an attempt inherits; its value is the attempt's id."""
 
+_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 _START_TIME_FIELD = 21  # of /proc/<pid>/stat, from 0; see proc(5)
 
 
@@ -38,43 +39,48 @@ def is_alive(pid: int | None, started: float | None, boot: str | None) -> bool:
     return pid is not None and boot == boot_id() and started is not None and start_time(pid) == started
 
 
-def find_tree(attempt_id: str, root: int | None = None) -> list[psutil.Process]:
-    """Every live process that carries the mark of the attempt or descends from one that does, or from `root`."""
-    found: set[psutil.Process] = set()
-    parents = [psutil.Process(root)] if root is not None else []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == attempt_id:
-                found.add(process)
-    for process in [*parents, *found]:
-        with contextlib.suppress(psutil.Error, OSError):
-            found.update(process.children(recursive=True))
-    found.difference_update([*parents, psutil.Process()])
-    return [process for process in found if _runs(process)]
+def find_tree(attempt_id: str, root: int | None = None) -> Iterator[psutil.Process]:
+    """Every live process that carries the mark of the attempt, or descends from one that does or from `root`.
+
+    Marked ones are told as they are found, so that they can be ended before they fork; then, as long as new processes
+    have appeared meanwhile, these are looked at too. The calling process and `root` are left out.
+    """
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    while new := set(psutil.pids()) - parents.keys():
+        for pid in new:
+            parents[pid] = 0
+            with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
+                if pid in (os.getpid(), root) or process.status() in _DEAD:
+                    continue
+                parents[pid] = process.ppid()
+                if process.environ().get(MARK) == attempt_id:
+                    found.add(pid)
+                    yield process
+    relatives = found | ({root} if root is not None else set())
+    while more := {pid for pid, parent in parents.items() if parent in relatives} - relatives:
+        relatives |= more
+        for pid in more:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield psutil.Process(pid)
 
 
-def kill_tree(find: Callable[[], list[psutil.Process]], after_round: Callable[[], None] = lambda: None) -> None:
-    """Kill what `find` returns until twice in a row it finds nothing: what forks meanwhile is found in the next round.
+def kill_tree(find: Callable[[], Iterable[psutil.Process]], reap: Callable[[], int] = lambda: 0) -> None:
+    """Kill what `find` returns until twice in a row there is nothing: what forks meanwhile is found in the next round.
 
     Args:
         find: the processes to end.
-        after_round: called after each round; reaps children where the caller has some.
+        reap: called after each round where the caller has children; returns how many had ended.
     """
     quiet = rounds = 0
     while quiet < 2:
-        found = find()
-        rounds += 1
-        quiet = 0 if found else quiet + 1
-        for process in found:
+        killed = 0
+        for process in find():
+            killed += 1
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        after_round()
-        if found:
-            time.sleep(min(0.02 * rounds, 1.0))  # a process in the kernel's hands can take its time
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False
+        quiet = 0 if reap() or killed else quiet + 1
+        rounds += 1
+        if killed:
+            time.sleep(min(0.01 * rounds, 1.0))  # a process in the kernel's hands can take its time

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import select
 import signal
@@ -109,18 +110,20 @@ class Supervisor:
             self._drain_signals()
 
     def _kill_everything(self) -> None:
-        kill_tree(lambda: find_tree(self._attempt_id, root=os.getpid()), after_round=self._reap)
+        kill_tree(lambda: find_tree(self._attempt_id, root=os.getpid()), reap=self._reap)
 
-    def _reap(self) -> None:
-        while True:
+    def _reap(self) -> int:
+        """Take leave of every child that has ended, adopted ones too; returns how many there were."""
+        for count in itertools.count():
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return count
             if pid == 0:
-                return
+                return count
             if pid == self._child:
                 self._status = status
+        raise AssertionError("unreachable")
 
     def _drain_signals(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -1,0 +1,133 @@
+"""The real worker against the real service, with real torchrun and real training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.database import Database
+from backend.migrate import migrate
+from nanollama.api.client import Client
+from nanollama.api.schemas import Run
+from nanollama.api.status import RunState
+from tests.support.service import serve_database
+from tests.support.waiting import eventually
+from worker.executors.processes import find_tree
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCH_SECONDS = 240.0  # a start of torch takes 8 s on two free cores, and cores are rarely free
+
+YAML = """\
+data:
+  seq_len: 8
+  batch_size: 4
+  gssm:
+    nodes:
+      - {{name: z, state_dim: 4, alpha: 0.1}}
+      - {{name: x, state_dim: 8, alpha: 0.1, parents: [z], observed: true}}
+model: {{emb_dim: 8, nb_layers: 1, block: {{nb_heads: 1}}}}
+optim: {{steps: {steps}, warmup: 1}}
+orchestration: {{name: tiny, logging: {{period: 1}}}}
+"""
+
+
+class Laboratory:
+    """A service and a worker."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.client = Client(url)
+        self.root = folder / "runs"
+        self.root.mkdir()
+        self.log = folder / "worker.log"
+        self._home = folder / "home"
+        self.worker = self.start_worker()
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        given = {"--url": self.client.url, "--run-root": self.root, "--home": self._home, "--grace": 2}
+        command = [sys.executable, "-m", "worker", *(str(text) for pair in given.items() for text in pair)]
+        with open(self.log, "ab") as log:
+            # one thread: those of torch fight for cores that others use
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.worker = subprocess.Popen(command, cwd=ROOT, stderr=log, env=environment)
+        return self.worker
+
+    def submit(self, steps: int) -> str:
+        return self.client.submit(yaml=YAML.format(steps=steps)).runs[0].id
+
+    def wait_until_it_trains(self, run_id: str, step: int = 1) -> None:
+        eventually(lambda: self._run(run_id).progress.step >= step, within=TORCH_SECONDS, what="training")
+
+    def wait_for_the_end(self, run_id: str) -> Run:
+        def ended() -> Run | None:
+            run = self._run(run_id)
+            return run if run.state.terminal else None
+
+        run = eventually(ended, within=TORCH_SECONDS, what="the end")
+        assert run is not None
+        return run
+
+    def _run(self, run_id: str) -> Run:
+        run = self.client.run(run_id)
+        assert run.state is not RunState.FAILED, run.reason
+        return run
+
+    def processes(self, run_id: str) -> int:
+        """How many processes the run's attempts have."""
+        return sum(len(list(find_tree(attempt.id))) for attempt in self.client.attempts(run_id))
+
+    def close(self) -> None:
+        self.worker.kill()
+        self.worker.wait()
+        for run in self.client.runs().items:
+            for attempt in self.client.attempts(run.id):
+                for process in find_tree(attempt.id):
+                    process.kill()
+        self.client.close()
+
+
+@pytest.fixture
+def laboratory(tmp_path: Path) -> Iterator[Laboratory]:
+    database_url = f"sqlite:///{tmp_path / 'n2n.sqlite'}"
+    database = Database(database_url)
+    migrate(database)
+    database.dispose()
+    with serve_database(database_url) as url, contextlib.closing(Laboratory(tmp_path, url)) as laboratory:
+        yield laboratory
+
+
+def test_a_worker_killed_mid_run_ends_with_a_complete_success(laboratory: Laboratory) -> None:
+    client, steps = laboratory.client, 100
+    run_id = laboratory.submit(steps)
+    laboratory.wait_until_it_trains(run_id)
+    laboratory.worker.kill()
+    laboratory.worker.wait()
+    laboratory.start_worker()
+    run = laboratory.wait_for_the_end(run_id)
+    assert run.state is RunState.SUCCEEDED, run.reason
+    assert run.attempt == 1
+    attempt_dir = laboratory.root / run_id / "1"
+    written = [json.loads(line) for line in (attempt_dir / "metrics/rank0.jsonl").read_text().splitlines()]
+    stored = client.metrics(run_id, ["loss"], max_points=10_000).series["loss"]
+    assert stored.step == [line["step"] for line in written] == list(range(1, steps + 1))
+    assert stored.value == [line["loss"] for line in written]
+    assert client.run(run_id).result == json.loads((attempt_dir / "result.json").read_text())
+    assert [checkpoint.step for checkpoint in client.checkpoints(run_id)] == [steps]
+    assert client.logs(run_id, stream="stdout.log").text == (attempt_dir / "stdout.log").read_text()
+    assert laboratory.processes(run_id) == 0
+
+
+def test_a_cancel_mid_run_leaves_no_process(laboratory: Laboratory) -> None:
+    run_id = laboratory.submit(1_000_000)
+    laboratory.wait_until_it_trains(run_id)
+    assert laboratory.processes(run_id) >= 2  # torchrun and its rank
+    laboratory.client.cancel(run_id)
+    run = laboratory.wait_for_the_end(run_id)
+    assert run.state is RunState.CANCELLED, run.reason
+    assert laboratory.processes(run_id) == 0
