@@ -20,13 +20,13 @@ HOSTILE = "<script>alert(1)</script> $\\LaTeX$ **bold** [link](http://example.co
 
 def sent(page: AppTest, key: str) -> Any:
     """What the component with this key is sent; None when it is not on the page."""
-    found = [json.loads(e.proto.json) for e in page.get("bidi_component") if e.key == key]
+    found = [json.loads(e.proto.json) for e in page.get("bidi_component") if e.proto.id.endswith(f"-{key}")]
     return found[0] if found else None
 
 
 def text(page: AppTest) -> str:
     """All HTML of the page."""
-    return "\n".join(element.value for element in page.get("html"))
+    return "\n".join(element.proto.body for element in page.get("html"))
 
 
 def cells(page: AppTest, key: str) -> list[dict[str, str]]:
