@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from nanollama.cluster.slurm import Job, batch_script, parse_job_id, sbatch_arguments
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         spec = load_config(ExperimentSpec, arguments)
         config = dump_yaml(spec)
     else:
-        config = yaml.safe_dump({key: value for key, value in data.items() if key != "launcher"}, sort_keys=False)
+        config = dump_yaml({key: value for key, value in data.items() if key != "launcher"})
     launch = parse(LaunchSpec, data)
     run_dir = run_directory(launch.launcher, launch.orchestration).absolute()
     result = finished_result(run_dir, spec) if is_app else None

@@ -49,16 +49,23 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|nan))$"
-    ),
-    list("-+.0123456789"),
+_FLOAT = re.compile(
+    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|nan))$"
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that _Loader would take for something else, and never writes an alias, which it refuses."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base class names it
+        return True
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def load_yaml(text: str | bytes) -> Any:
@@ -255,6 +262,7 @@ def load_config(model: type[SpecT], arguments: Sequence[str]) -> SpecT:
         raise SpecError([*from_file, *from_arguments]) from None
 
 
-def dump_yaml(spec: BaseModel) -> str:
-    """The spec as YAML that load_yaml reads back to the same values."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def dump_yaml(config: BaseModel | Mapping[str, Any]) -> str:
+    """A spec, or plain data, as YAML that load_yaml reads back to the same values."""
+    data = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

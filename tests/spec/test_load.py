@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanollama.spec.base import Problem, SpecError, parse
@@ -179,3 +179,12 @@ def test_two_config_files_are_refused() -> None:
 def test_dump_and_load_round_trip() -> None:
     spec = parse(ExperimentSpec, experiment())
     assert parse(ExperimentSpec, load_yaml(dump_yaml(spec))) == spec
+
+
+@settings(deadline=None)
+@given(
+    text=st.one_of(st.text(), st.from_regex(r"[-+.0-9eE_]{1,6}", fullmatch=True), st.sampled_from(["no", "1e5", "~"]))
+)
+def test_any_string_is_dumped_so_that_it_is_read_back_as_that_string(text: str) -> None:
+    data = {"name": text, "list": [text, text]}
+    assert load_yaml(dump_yaml(data)) == data
