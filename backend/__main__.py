@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.app import create_app
@@ -61,7 +62,7 @@ def _migrate(settings: Settings) -> int:
     database = Database(settings.database_url)
     try:
         migrate(database)
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, CommandError, OSError) as error:
         raise _unusable(database, error) from None
     finally:
         database.dispose()
@@ -91,7 +92,7 @@ def _check_schema(settings: Settings, *, migrate_first: bool) -> None:
         if database.path is not None and not database.path.is_file():
             raise SettingsError(f"there is no database {database.url} yet; {_remedy(database)}")
         found, head = current_revision(database), head_revision()
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, CommandError, OSError) as error:
         raise _unusable(database, error) from None
     finally:
         database.dispose()
@@ -105,6 +106,11 @@ def _remedy(database: Database) -> str:
 
 
 def _unusable(database: Database, error: Exception) -> SettingsError:
+    if isinstance(error, CommandError):
+        return SettingsError(
+            f"the database {database.url} was made by another version of this project ({error}); install that version, "
+            "or choose another database with --database-url"
+        )
     cause = getattr(error, "orig", None) or error
     reason = " ".join(str(cause).split())
     return SettingsError(f"cannot use the database {database.url}: {reason}; check --database-url")

@@ -26,9 +26,7 @@ def parse_spec(given: SpecInput) -> ExperimentSpec:
     try:
         if given.yaml is None:
             return _parse(given.config, _size_problems(given.config))
-        return _parse(load_yaml(given.yaml), [])
-    except SpecError as error:
-        raise SpecError(locate(given.yaml or "", error.problems)) from None
+        return _parse_yaml(given.yaml)
     except RecursionError:
         raise SpecError([Problem(path="", message="the config is nested too deeply")]) from None
 
@@ -66,6 +64,13 @@ def template_folders() -> list[Path]:
 def _summary(text: str) -> str:
     comments = (line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#"))
     return next(filter(None, comments), "")
+
+
+def _parse_yaml(text: str) -> ExperimentSpec:
+    try:
+        return _parse(load_yaml(text), [])
+    except SpecError as error:
+        raise SpecError(locate(text, error.problems)) from None
 
 
 def _parse(data: Any, problems: list[Problem]) -> ExperimentSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -21,6 +20,7 @@ from backend.settings import Settings
 from backend.tables import Attempt, Run
 from backend.workers.repository import WorkerRepository
 from tests.support.service import Caller, ManualClock, serve
+from tests.support.waiting import eventually
 
 
 def names(reply: dict[str, Any]) -> list[str]:
@@ -168,10 +168,7 @@ def test_shutdown_does_not_wait_for_polls(database_url: str, clock: ManualClock)
 
 
 def _until_waiting(notifier: Notifier) -> None:
-    deadline = time.monotonic() + 60
-    while notifier.waiting == 0:
-        assert time.monotonic() < deadline, "no request waits"
-        time.sleep(0.005)
+    eventually(lambda: notifier.waiting, what="a waiting request")
 
 
 def _same_experiment(database: Database, first: str, *others: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from itertools import count
 from typing import Any
 
 import httpx
@@ -85,7 +85,6 @@ class Caller:
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
-        self._numbers = count()
 
     def submit(self, **fields: Any) -> str:
         """Submit a run; its id."""
@@ -122,7 +121,7 @@ class Caller:
 
     def report(self, lease: dict[str, Any], to: str, **fields: Any) -> httpx.Response:
         """Report a transition."""
-        body = {"transition_id": f"{lease['attempt_id']}-{next(self._numbers):04}", "epoch": lease["epoch"], "to": to}
+        body = {"transition_id": secrets.token_hex(8), "epoch": lease["epoch"], "to": to}
         return self.http.post(f"/attempts/{lease['attempt_id']}/transitions", json=body | fields)
 
     def end(self, lease: dict[str, Any], to: str, **fields: Any) -> None:

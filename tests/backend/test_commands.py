@@ -1,0 +1,97 @@
+"""What the commands refuse: one line that names the remedy, exit code 2, nothing half-created."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from backend.__main__ import main
+from backend.database import Database
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("N2N_DATABASE_URL", "N2N_HOST", "N2N_PORT", "N2N_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.org", "::"])
+def test_a_host_that_is_not_loopback(capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str) -> None:
+    message = refusal(capsys, "serve", "--migrate", "--host", host)
+    for word in (host, "tokens", "127.0.0.1"):
+        assert word in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("nonsense", "not a database URL"),
+        ("mysql://a:secret@b/c", "not supported"),
+        ("sqlite://", "memory"),
+        ("sqlite:////proc/nothing/n2n.db", "cannot use"),
+        ("postgresql://a:secret@127.0.0.1:1/c", "Connection refused"),
+    ],
+)
+def test_a_bad_database_url(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str, word: str
+) -> None:
+    monkeypatch.setenv("N2N_DATABASE_URL", url)
+    for arguments in (["serve", "--port", "0", "--migrate"], ["migrate"]):
+        message = refusal(capsys, *arguments)
+        assert word in message
+        assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "word"),
+    [("N2N_PORT", "many", "port"), ("N2N_PORT", "99999", "port"), ("N2N_LOG_LEVEL", "loud", "log-level")],
+)
+def test_a_bad_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, word: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert refusal(capsys, "serve").startswith(f"error: {word}: ")
+
+
+def test_a_database_without_the_schema(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "n2n.db"
+    url = f"sqlite:///{path}"
+    for prepare in (path.unlink, path.touch):
+        path.touch()
+        prepare()
+        message = refusal(capsys, "serve", "--port", "0", "--database-url", url)
+        assert f"`python -m backend migrate --database-url {url}`" in message
+        assert "--migrate" in message
+    assert main(["migrate", "--database-url", url]) == 0
+    assert "is at" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_database(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "n2n.db"
+    path.write_bytes(b"this is no database" * 1000)
+    assert "not a database" in refusal(capsys, "serve", "--port", "0", "--database-url", f"sqlite:///{path}")
+
+
+def test_a_newer_schema_than_ours_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/n2n.db"
+    assert main(["migrate", "--database-url", url]) == 0
+    capsys.readouterr()
+    database = Database(url)
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.dispose()
+    for arguments in (["serve", "--port", "0", "--migrate"], ["migrate"]):
+        assert "9999" in refusal(capsys, *arguments, "--database-url", url)
