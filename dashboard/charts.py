@@ -126,7 +126,7 @@ def excess_chart(
     if series is None or not series.value:
         return Chart(figure, "no excess yet")
     curve = _curve(axis, series, log_y=True)
-    figure["layout"]["yaxis"].update(type="log", minor=_minor(), tickformat="~g", nticks=4)
+    figure["layout"]["yaxis"].update(type="log", minor=_minor(), tickformat="~g", nticks=3)
     _span(figure, axis, curve)
     figure["data"].append(_line(curve, "excess", digits=5))
     _mark(figure, curve, axis, series, checkpoints, log_y=True)
@@ -279,8 +279,8 @@ def _end(
             "y": math.log10(y) if log_y else y,
             "xanchor": "left",
             "xshift": 9,
-            "yanchor": "bottom",
-            "yshift": push - 7,
+            "yanchor": "middle" if log_y else "bottom",
+            "yshift": 0 if log_y else push - 7,
             "showarrow": False,
             "font": {"color": "@series", "size": 12},
         }
@@ -385,7 +385,7 @@ def _figure(axis: Axis, *, height: int, y_title: str) -> dict[str, Any]:
     x["hoverformat"] = ",d"
     x["unifiedhovertitle"] = {"text": f"{axis.kind} %{{x:,d}}"}
     if axis.log:
-        x.update(type="log", minor=_minor(), tickformat="~s", tickangle=0)
+        x.update(type="log", minor=_minor(), tickformat="~s", tickangle=0, nticks=6)
     return {
         "data": [],
         "layout": {

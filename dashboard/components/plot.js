@@ -42,15 +42,16 @@ function fit(figure, width) {
   for (const note of figure.layout.annotations ?? []) {
     const room = note.xref !== "paper" && (note.x - start) / (end - start) < 0.7;
     if (note.name !== "end-label" || room) continue;
-    const above = note.yanchor === "bottom";
-    Object.assign(note, { xanchor: "right", xshift: 0 }, above ? { yshift: 20 } : { bgcolor: figure.layout.plot_bgcolor });
+    // above a curve that levels out, below one that keeps falling, on the line of the bound
+    const place = { bottom: { yshift: 20 }, middle: { xshift: -6, yshift: -12 }, top: { bgcolor: figure.layout.plot_bgcolor } };
+    Object.assign(note, { xanchor: "right", xshift: 0 }, place[note.yanchor]);
   }
   return figure;
 }
 
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".n2n-plot");
-  root.setAttribute("role", "img");
+  root.setAttribute("role", "figure");
   root.setAttribute("aria-label", data.alt);
   root.style.height = `${data.figure.layout.height}px`;
   root.draw = async () => {

@@ -65,6 +65,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
     data.columns.forEach((column, j) => write(row.cells[j], item.cells[column.key]));
   });
   for (const row of old.values()) row.remove();
+  const box = table.parentElement;
+  box.style.maxHeight = data.height ? `${data.height}px` : "";
+  box.tabIndex = box.scrollHeight > box.clientHeight || box.scrollWidth > box.clientWidth ? 0 : -1;
   // a plain click on a row with a link stays in this session; any other click on the link is the browser's own
   body.onclick = (event) => {
     const link = event.target.closest("tr")?.querySelector("a");

@@ -69,9 +69,16 @@ _mount = st.components.v2.component(
 )
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row], *, label: str, key: str) -> str | None:
-    """Show a table; returns the id of the row that was just opened, if any."""
-    data = {"label": label, "columns": [asdict(c) for c in columns], "rows": [asdict(r) for r in rows]}
+def table(
+    columns: Sequence[Column], rows: Sequence[Row], *, label: str, key: str, height: int | None = None
+) -> str | None:
+    """Show a table, scrolling beyond `height` pixels; returns the id of the row that was just opened, if any."""
+    data = {
+        "label": label,
+        "height": height,
+        "columns": [asdict(c) for c in columns],
+        "rows": [asdict(r) for r in rows],
+    }
     result = _mount(data=data, key=key, on_open_change=lambda: None)
     opened = result.open
     return opened if isinstance(opened, str) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import streamlit as st
 import yaml
@@ -23,6 +24,7 @@ from nanollama.api.schemas import Checkpoint, Event, LogTail, Metrics, RunDetail
 from nanollama.api.status import RunState
 
 LIVE_POINTS, FINAL_POINTS = 500, 1000  # of one series
+MAX_ROWS, TABLE_HEIGHT = 200, 220  # of a table; pixels, beyond which it scrolls
 SMALL = (
     ("tokens_per_second", "Throughput", "tokens/s"),
     ("lr", "Learning rate", ""),
@@ -69,18 +71,23 @@ def load(run_id: str, log_x: bool) -> Snapshot:
 
 def head(run: RunDetail, now: datetime) -> None:
     """Name, state and figures of a run, and how to stop it."""
-    p = run.progress
-    left = remaining_seconds(run)
+    p, left, elapsed = run.progress, remaining_seconds(run), elapsed_seconds(run, now)
     chips = [
         Chip(f"{p.step:,}", label="step", unit=f"/ {p.total_steps:,}"),
-        Chip(si(p.tokens), unit="tokens"),
+        *([Chip(si(p.tokens), unit="tokens")] if p.tokens else []),
         *([Chip(si(p.tokens_per_second), unit="tokens/s")] if run.state is RunState.RUNNING else []),
-        Chip(duration(elapsed_seconds(run, now)), label="elapsed", title="from the first start to now, or to the end"),
+        *([Chip(duration(elapsed), label="elapsed", title="from the start to now, or to the end")] if elapsed else []),
         *([Chip(duration(left), label="ETA", title="remaining tokens at the present speed")] if left else []),
-        Chip(number(p.loss), label="loss", unit="nats", title="newest batch, nats per token"),
-        Chip(number(p.bound), label="bound", unit="nats", title="the true model on that batch, nats per token"),
-        Chip(mnat(p.excess), label="excess", unit="mnat", title="loss − bound on that batch, 10⁻³ nats per token"),
     ]
+    for value, label, title in (
+        (p.loss, "loss", "newest batch, nats per token"),
+        (p.bound, "bound", "the true model on that batch, nats per token"),
+    ):
+        if value is not None:
+            chips.append(Chip(number(value), label=label, unit="nats", title=title))
+    if p.excess is not None:
+        title = "loss − bound on that batch, 10⁻³ nats per token"
+        chips.append(Chip(mnat(p.excess), label="excess", unit="mnat", title=title))
     worker = f" · worker {run.worker}" if run.worker else ""
     crumb = f"{run.id}{worker} · attempt {run.attempt}" + "".join(f" · #{tag}" for tag in run.tags)
     header(run.name, state=run.state, crumb=crumb, chips=chips)
@@ -129,15 +136,17 @@ def standing(run: RunDetail) -> None:
         note(advice.text, title="Waiting to start", code=advice.code, tone="warn" if advice.code else "")
 
 
-def controls(run: RunDetail, *, drawn: bool) -> tuple[XKind, bool]:
+def controls(run: RunDetail, keys: list[str]) -> tuple[XKind, bool]:
     """What is counted, and whether the raw loss is drawn, in the URL; and on the right the way to stop the run."""
     kind: str = "step"
     view: str = "noise-free"
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        if drawn:
+    side: Literal["distribute", "right"] = "distribute" if keys else "right"
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment=side):
+        if keys:
             with st.container(horizontal=True, vertical_alignment="center", width="content"):
                 kind = _choice("Horizontal axis", "x", ["step", "tokens"])
-                view = _choice("Loss", "loss", ["noise-free", "raw batches"])
+                if "excess" in keys:
+                    view = _choice("Loss", "loss", ["noise-free", "raw batches"])
                 st.toggle("log x", value=True, key="logx", bind="query-params")
         cancel_control(run)
     return ("tokens" if kind == "tokens" else "step"), view == "raw batches"
@@ -183,17 +192,20 @@ def _loss_subtitle(curves: Metrics, bounded: bool, raw: bool) -> str:
 
 
 def tables(snap: Snapshot) -> None:
-    """Checkpoints and events."""
+    """Checkpoints and events, the newest first."""
     run_id = snap.run.id
     kept = sum(not c.removed for c in snap.checkpoints)
-    section("Checkpoints", f"{kept} on disk" if snap.checkpoints else "none yet")
+    section("Checkpoints", f"{kept:,} on disk" if snap.checkpoints else "none yet")
     if snap.checkpoints:
-        rows = [_checkpoint_row(c) for c in reversed(snap.checkpoints)]
-        table(CHECKPOINT_COLUMNS, rows, label="Checkpoints, newest first", key=f"checkpoints-{run_id}")
-    section("Events", plural(len(snap.events), "event"))
-    if snap.events:
-        rows = [_event_row(e) for e in reversed(snap.events)]
-        table(EVENT_COLUMNS, rows, label="Events, newest first", key=f"events-{run_id}")
+        rows = [_checkpoint_row(c) for c in reversed(snap.checkpoints[-MAX_ROWS:])]
+        label = "Checkpoints, newest first"
+        table(CHECKPOINT_COLUMNS, rows, label=label, key=f"checkpoints-{run_id}", height=TABLE_HEIGHT)
+    shown = snap.events[-MAX_ROWS:]
+    cut = f"newest {MAX_ROWS} of {len(snap.events):,}" if len(shown) < len(snap.events) else ""
+    section("Events", cut or plural(len(shown), "event"))
+    if shown:
+        rows = [_event_row(e) for e in reversed(shown)]
+        table(EVENT_COLUMNS, rows, label="Events, newest first", key=f"events-{run_id}", height=TABLE_HEIGHT)
 
 
 def _checkpoint_row(c: Checkpoint) -> Row:
@@ -266,7 +278,7 @@ def config(run: RunDetail) -> None:
     left, right = st.columns([0.58, 0.42], gap="medium")
     with left:
         section("Config", f"resolved · hash {run.config_hash[:12]}")
-        st.code(text, language="yaml", height=340)
+        st.code(text, language="yaml", wrap_lines=True)
     with right:
         section("To repeat this run", "the config holds everything, seeds included")
         st.code(repeat_commands(run.config, file_name), language="bash", wrap_lines=True)
@@ -293,7 +305,7 @@ def body(run_id: str, polling: bool) -> None:
             away_note(away, at)
         head(run, at)
         standing(run)
-    kind, raw = controls(run, drawn=bool(snap.curves.keys))
+    kind, raw = controls(run, snap.curves.keys)
     if snap.curves.keys:
         charts(snap, kind, log_x, raw)
     elif run.state is RunState.RUNNING:

@@ -74,9 +74,9 @@ def _chips(page: RunPage, workers: list[Worker], at: datetime) -> list[Chip]:
     ]
     alive = [w for w in workers if w.alive]
     busy, slots = sum(w.busy for w in alive), sum(w.slots for w in alive)
-    unit = "workers" if len(alive) != 1 else "worker"
+    unit = f"{'worker' if len(alive) == 1 else 'workers'} · {busy}/{slots} slots busy" if alive else "worker alive"
     title = "workers that have reported lately; runs they execute, of what they can execute at once"
-    chips.append(Chip(str(len(alive)), unit=f"{unit} · {busy}/{slots} slots busy", title=title))
+    chips.append(Chip(str(len(alive)) if alive else "no", unit=unit, title=title))
     return [*chips, Chip(f"{at:%H:%M:%S}", label="updated", title="UTC")]
 
 

@@ -118,7 +118,7 @@ def test_the_curve_is_drawn_with_a_dashed_bound_and_checkpoint_marks(
         assert re.fullmatch(r"6px,\s*4px", seen["dash"])
         assert re.fullmatch(r"H = 1\.9\d{3}", seen["labels"][0])
         assert seen["labels"][1].startswith("loss ")
-        expect(page.get_by_role("img", name=re.compile("^Loss against step.*the bound is 1.9"))).to_be_visible()
+        expect(page.get_by_role("figure", name=re.compile("^Loss against step.*the bound is 1.9"))).to_be_visible()
         expect(page.locator(".js-plotly-plot")).to_have_count(5)
         expect(page.locator("pre.n2n-log")).to_contain_text("step 300 loss")
         assert window.strangers == []
