@@ -11,36 +11,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from dashboard.figure import Axis, draw_bound, frame, label_end, minor_ticks
 from dashboard.wording import mnat, number, plural, si, size
 from nanollama.api.schemas import Checkpoint, Metrics, Series
 
-XKind = Literal["step", "tokens"]
-DASHED = "6px,4px"
 LINE = 1.8
-LABEL_MARGIN = 104  # pixels right of the axes, for the labels at the ends of the lines
 LABEL_GAP = 16.0  # pixels between two labels
 BIG, SMALL = 330, 150  # heights in pixels
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The horizontal axis that the charts of a run share.
-
-    Attributes:
-        kind: what is counted.
-        log: whether it is logarithmic.
-        end: where the run will end, in the same unit; None when that is unknown.
-    """
-
-    kind: XKind
-    log: bool
-    end: float | None
-
-    def of(self, series: Series) -> list[float]:
-        """The positions of a series' points."""
-        return [float(v) for v in (series.step if self.kind == "step" else series.tokens)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +72,7 @@ def loss_chart(
         source, offset = metrics.series.get("loss"), 0.0
     else:
         source, offset = paired, entropy
-    figure = _figure(axis, height=BIG, y_title="loss, nats/token")
+    figure = frame(axis, height=BIG, y_title="loss, nats/token")
     if source is None or not source.value:
         return Chart(figure, "no loss yet")
     curve = _curve(axis, source, offset=offset)
@@ -106,10 +85,10 @@ def loss_chart(
     _mark(figure, curve, axis, source, checkpoints, log_y=False)
     push = 0.0 if entropy is None else _push(curve, entropy)
     if entropy is not None:
-        _draw_bound(figure, entropy, push)
+        draw_bound(figure, entropy, push)
     alt = f"Loss against {axis.kind}"
     if end is not None:
-        _end(figure, end, f"loss {number(end[1])}", log_x=axis.log, log_y=False, ring=running, push=push)
+        label_end(figure, end, f"loss {number(end[1])}", log_x=axis.log, log_y=False, ring=running, push=push)
         alt += f": {number(end[1])} nats per token at {axis.kind} {end[0]:,.0f}"
     if entropy is not None:
         alt += f"; the bound is {number(entropy)}, dashed"
@@ -121,25 +100,25 @@ def excess_chart(
 ) -> Chart:
     """Excess of the loss over the bound, paired on the same tokens, on log-log axes whatever `axis.log` says."""
     axis = Axis(axis.kind, log=True, end=axis.end)
-    figure = _figure(axis, height=BIG, y_title="excess, nats/token")
+    figure = frame(axis, height=BIG, y_title="excess, nats/token")
     series = metrics.series.get("excess")
     if series is None or not series.value:
         return Chart(figure, "no excess yet")
     curve = _curve(axis, series, log_y=True)
-    figure["layout"]["yaxis"].update(type="log", minor=_minor(), tickformat="~g", nticks=3)
+    figure["layout"]["yaxis"].update(type="log", minor=minor_ticks(), tickformat="~g", nticks=3)
     _span(figure, axis, curve)
     figure["data"].append(_line(curve, "excess", digits=5))
     _mark(figure, curve, axis, series, checkpoints, log_y=True)
     alt = f"Excess against {axis.kind} on logarithmic axes"
     if curve.end is not None:
-        _end(figure, curve.end, f"{mnat(curve.end[1])} mnat", log_x=True, log_y=True, ring=running)
+        label_end(figure, curve.end, f"{mnat(curve.end[1])} mnat", log_x=True, log_y=True, ring=running)
         alt += f": {mnat(curve.end[1])} thousandths of a nat per token at {axis.kind} {curve.end[0]:,.0f}"
     return Chart(figure, alt, curve.notes())
 
 
 def small_chart(metrics: Metrics, axis: Axis, key: str, title: str, *, from_zero: bool = False) -> Chart:
     """A small chart of one metric."""
-    figure = _figure(axis, height=SMALL, y_title="")
+    figure = frame(axis, height=SMALL, y_title="")
     figure["layout"]["margin"].update(l=46, r=64, t=8, b=24)
     figure["layout"]["xaxis"]["title"] = {"text": ""}
     figure["layout"]["xaxis"]["nticks"] = 5
@@ -158,7 +137,7 @@ def small_chart(metrics: Metrics, axis: Axis, key: str, title: str, *, from_zero
     alt = f"{title} against {axis.kind}"
     if curve.end is not None:
         text = si(curve.end[1]) if abs(curve.end[1]) >= 1 else f"{curve.end[1]:.2g}"
-        _end(figure, curve.end, text, log_x=axis.log, log_y=False, ring=False)
+        label_end(figure, curve.end, text, log_x=axis.log, log_y=False, ring=False)
         alt += f": {text} at the end"
     return Chart(figure, alt, curve.notes())
 
@@ -229,77 +208,6 @@ def _floor(start: float, end: float, entropy: float) -> dict[str, Any]:
     }
 
 
-def _draw_bound(figure: dict[str, Any], entropy: float, push: float) -> None:
-    figure["layout"]["shapes"].append(
-        {
-            "type": "line",
-            "name": "bound",
-            "xref": "paper",
-            "x0": 0,
-            "x1": 1,
-            "y0": entropy,
-            "y1": entropy,
-            "line": {"color": "@bound", "width": 1.5, "dash": DASHED},
-        }
-    )
-    figure["layout"]["annotations"].append(
-        {
-            "name": "end-label",
-            "text": f"H = {number(entropy)}",
-            "xref": "paper",
-            "x": 1,
-            "xanchor": "left",
-            "xshift": 6,
-            "y": entropy,
-            "yanchor": "top",
-            "yshift": 8 - push,
-            "showarrow": False,
-            "font": {"color": "@bound", "size": 12},
-        }
-    )
-
-
-def _end(
-    figure: dict[str, Any],
-    point: tuple[float, float],
-    text: str,
-    *,
-    log_x: bool,
-    log_y: bool,
-    ring: bool,
-    push: float = 0.0,
-) -> None:
-    """Label the end of a curve where it is, `push` pixels higher, so that the label moves with it under zoom."""
-    x, y = point
-    figure["layout"]["annotations"].append(
-        {
-            "name": "end-label",
-            "text": text,
-            "x": math.log10(x) if log_x else x,
-            "y": math.log10(y) if log_y else y,
-            "xanchor": "left",
-            "xshift": 9,
-            "yanchor": "middle" if log_y else "bottom",
-            "yshift": 0 if log_y else push - 7,
-            "showarrow": False,
-            "font": {"color": "@series", "size": 12},
-        }
-    )
-    if ring:
-        figure["data"].append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "now",
-                "x": [x],
-                "y": [y],
-                "marker": {"size": 10, "color": "@bg", "line": {"color": "@series", "width": 2.2}},
-                "cliponaxis": False,
-                "hoverinfo": "skip",
-            }
-        )
-
-
 def _mark(
     figure: dict[str, Any],
     curve: _Curve,
@@ -365,48 +273,6 @@ def _between(
     return float(y0 * (y1 / y0) ** share) if log_y else y0 + (y1 - y0) * share
 
 
-def _figure(axis: Axis, *, height: int, y_title: str) -> dict[str, Any]:
-    lines = {
-        "gridcolor": "@grid",
-        "linecolor": "@axis",
-        "showline": True,
-        "ticks": "outside",
-        "tickcolor": "@axis",
-        "ticklen": 4,
-        "tickfont": {"color": "@muted", "size": 11.5},
-        "zeroline": False,
-        "exponentformat": "B",
-    }
-
-    def title(text: str) -> dict[str, Any]:
-        return {"text": text, "font": {"color": "@muted", "size": 12}, "standoff": 8}
-
-    x: dict[str, Any] = {**lines, "title": title("training tokens" if axis.kind == "tokens" else "step")}
-    x["hoverformat"] = ",d"
-    x["unifiedhovertitle"] = {"text": f"{axis.kind} %{{x:,d}}"}
-    if axis.log:
-        x.update(type="log", minor=_minor(), tickformat="~s", tickangle=0, nticks=6)
-    return {
-        "data": [],
-        "layout": {
-            "height": height,
-            "xaxis": x,
-            "yaxis": {**lines, "title": title(y_title)},
-            "annotations": [],
-            "shapes": [],
-            "margin": {"l": 58, "r": LABEL_MARGIN, "t": 10, "b": 42},
-            "paper_bgcolor": "@bg",
-            "plot_bgcolor": "@bg",
-            "font": {"color": "@text", "size": 12.5},
-            "hoverlabel": {"bgcolor": "@surface", "bordercolor": "@axis", "font": {"size": 12, "color": "@text"}},
-            "hovermode": "x unified",
-            "showlegend": False,
-            "dragmode": "zoom",
-            "uirevision": f"{axis.kind} {axis.log}",
-        },
-    }
-
-
 def _span(figure: dict[str, Any], axis: Axis, curve: _Curve) -> None:
     """Let the horizontal axis run from the start to the planned end of the run, however far the run is."""
     if not axis.end:
@@ -425,7 +291,3 @@ def _push(curve: _Curve, entropy: float) -> float:
     span = max(*drawn, entropy) - min(*drawn, entropy)
     pixels = abs(curve.end[1] - entropy) / span * 0.85 * (BIG - 52) if span else 0.0
     return max(0.0, (LABEL_GAP - pixels) / 2)
-
-
-def _minor() -> dict[str, Any]:
-    return {"ticks": "outside", "ticklen": 2, "dtick": "D1", "tickcolor": "@axis"}

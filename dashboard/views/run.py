@@ -12,12 +12,13 @@ import yaml
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
-from dashboard.charts import Axis, Chart, XKind, entropy_label, excess_chart, loss_chart, small_chart
+from dashboard.charts import Chart, entropy_label, excess_chart, loss_chart, small_chart
 from dashboard.components.log import log
 from dashboard.components.page import Chip, away_note, error_note, header, live, note, section
 from dashboard.components.plot import plot
 from dashboard.components.table import Cell, Column, Row, table
 from dashboard.explain import elapsed_seconds, final_result, outcome, remaining_seconds, repeat_commands, why_waiting
+from dashboard.figure import Axis, XKind
 from dashboard.wording import DASH, clock, duration, mnat, number, plural, si, size
 from nanollama.api.errors import ApiError, NotFound
 from nanollama.api.schemas import Checkpoint, Event, LogTail, Metrics, RunDetail
