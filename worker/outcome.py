@@ -82,7 +82,7 @@ def log_reason(directory: Path) -> str | None:
         for found in (_traceback_ends(lines), [line for line in lines if _ERROR_LINE.match(line)]):
             primary = [line for line in found if not _SECONDARY.search(line)]
             if primary:
-                return _shorten(primary[-1])
+                return _shorten(primary[-1].removeprefix("error: "))
     last = [line for line in _tail(directory / STDOUT).splitlines() if line.strip()]
     return _shorten(last[-1]) if last else None
 

@@ -35,7 +35,7 @@ def ended(**fields: Any) -> Status:
             2,
         ),
         (ended(exit_code=75), {}, None, "INTERRUPTED", "stopped on request", 75),
-        (ended(exit_code=2), {"stdout.log": "error: no such file\n"}, None, "FAILED", "bad input: error: no such", 2),
+        (ended(exit_code=2), {"stdout.log": "error: no such file\n"}, None, "FAILED", "bad input: no such", 2),
         (ended(signal=9), {}, None, "FAILED", "probably out of memory", 137),
         (ended(signal=11), {}, None, "FAILED", "crashed (SIGSEGV)", 139),
         (ended(signal=10), {}, None, "FAILED", "ended by a signal (SIGUSR1)", 138),
@@ -108,7 +108,7 @@ ValueError: no a
     [
         ("", None),
         ("step 1\nall is well\n\n", "all is well"),
-        ("error: data.path: no such file\nbye\n", "error: data.path: no such file"),
+        ("error: data.path: no such file\nbye\n", "data.path: no such file"),
         (TWO_RANKS, "RuntimeError: the loss is nan at step 12"),
         (
             CHAINED,
@@ -132,4 +132,4 @@ def test_a_rank_killed_for_memory_is_told_in_words(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "stdout.log").write_bytes(b"\xff\xfe\n" * 50_000 + b"error: no\n")
-    assert log_reason(tmp_path) == "error: no"
+    assert log_reason(tmp_path) == "no"

@@ -20,6 +20,8 @@ class FakeExecutor:
         self.obedient = obedient
         self.starts: dict[str, int] = {}
         """How often code was run, by attempt: never above 1."""
+        self.executing: set[str] = set()
+        """The attempts of which processes are left."""
         self.refusal: str | None = None
         """Why the next starts are refused."""
         self.statuses: dict[str, Status] = {}
@@ -45,6 +47,7 @@ class FakeExecutor:
             attempt.directory.mkdir(parents=True, exist_ok=True)
             self.starts[attempt.id] = self.starts.get(attempt.id, 0) + 1
             self.statuses[attempt.id] = Status(Phase.RUNNING)
+            self.executing.add(attempt.id)
 
     def look(self, attempt: Attempt) -> Status:
         """Where the run is; one that was asked to stop and obeys has stopped."""
@@ -66,21 +69,23 @@ class FakeExecutor:
     def stop(self, attempt: Attempt) -> None:
         """The run ends by SIGTERM if it obeys."""
         if self.obedient:
-            self._end(attempt.id, Status(Phase.ENDED, exit=Exit(exit_code=None, signal=15, time=time.time())))
+            self.finish(attempt.id, exit_code=None, signal=15)
 
     def kill(self, attempt: Attempt) -> None:
-        """The run vanishes."""
+        """Nothing of the run is left, no account of its end either."""
         self.vanish(attempt.id)
+        self.executing.discard(attempt.id)
 
     def release(self, attempt: Attempt) -> None:
         """Nothing is kept beside the evidence."""
 
     def finish(self, attempt_id: str, *, exit_code: int | None = 0, signal: int | None = None) -> None:
         """The run ends; its files are the test's to write, before."""
+        self.executing.discard(attempt_id)
         self._end(attempt_id, Status(Phase.ENDED, exit=Exit(exit_code=exit_code, signal=signal, time=time.time())))
 
     def vanish(self, attempt_id: str) -> None:
-        """The run is gone without an account."""
+        """The run's supervisor is gone without an account; what it supervised is not."""
         self._end(attempt_id, Status(Phase.VANISHED, reason="it has vanished"))
 
     def _end(self, attempt_id: str, status: Status) -> None:
