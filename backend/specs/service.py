@@ -14,6 +14,8 @@ from nanollama.spec.base import Problem, SpecError, content_hash, parse
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import MAX_BYTES, load_yaml, locate
 
+MAX_PROBLEMS = 200
+
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 
 
@@ -79,10 +81,19 @@ def _parse(data: Any, problems: list[Problem]) -> ExperimentSpec:
     try:
         spec = parse(ExperimentSpec, data)
     except SpecError as error:
-        raise SpecError([*error.problems, *problems]) from None
+        raise SpecError(_readable([*error.problems, *problems])) from None
     if problems:
-        raise SpecError(problems)
+        raise SpecError(_readable(problems))
     return spec
+
+
+def _readable(problems: list[Problem]) -> list[Problem]:
+    """As many problems as somebody would read; finding the lines of a hundred thousand takes minutes."""
+    more = len(problems) - MAX_PROBLEMS
+    if more <= 0:
+        return problems
+    last = Problem(path="", message=f"{more} more problems are not listed", remedy="mend these first")
+    return [*problems[:MAX_PROBLEMS], last]
 
 
 def _size_problems(config: Any) -> list[Problem]:

@@ -132,7 +132,7 @@ def test_unknown_things(http: httpx.Client) -> None:
     assert problem(http.put("/attempts/a0/streams/stdout.log?epoch=1&offset=0"))["code"] == "not_found"
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     target=st.sampled_from(
         [

@@ -226,7 +226,7 @@ def check(world: World, before: dict[str, dict[str, dict[str, Any]]]) -> dict[st
     return rows
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(operations, min_size=10, max_size=40))
 def test_invariants_hold_in_random_histories(database: Database, steps: list[tuple[Any, ...]]) -> None:
     with database.write() as session:

@@ -81,13 +81,20 @@ def test_too_large() -> None:
     assert f"{MAX_BYTES:,}" in found[""].message
 
 
+def test_too_many_problems_to_read() -> None:
+    found = validate_spec(SpecInput(yaml="".join(f"key{i}: 1\n" for i in range(1000))))
+    assert len(found.problems) == 201
+    assert found.problems[-1].message == "803 more problems are not listed"  # 1000 keys, and 3 sections are missing
+    assert found.problems[150].line is not None
+
+
 def test_too_deep() -> None:
     nested: object = 1
     for _ in range(20_000):
         nested = [nested]
     with pytest.raises(SpecError, match="nested too deeply"):
         parse_spec(SpecInput.model_construct(yaml=None, config={"data": nested}))
-    assert "nested too deeply" in problems("[" * 5000)[""].message
+    assert "nested too deeply" in problems("[" * 1500)[""].message
 
 
 def test_variables_are_not_expanded_here(monkeypatch: pytest.MonkeyPatch) -> None:
