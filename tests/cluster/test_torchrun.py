@@ -41,6 +41,6 @@ def test_the_exit_code_tells_how_the_ranks_ended(tmp_path: Path, body: str, code
 
 
 def test_ranks_sleep_while_they_wait_and_nothing_is_said_about_threads(tmp_path: Path) -> None:
-    ran = run_ranks(tmp_path, "print(rank, os.environ['OMP_WAIT_POLICY'])")
+    ran = run_ranks(tmp_path, "os.write(1, f\"{rank} {os.environ['OMP_WAIT_POLICY']}\\n\".encode())")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert sorted(ran.stdout.splitlines()) == ["0 PASSIVE", "1 PASSIVE"]
