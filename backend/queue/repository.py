@@ -15,6 +15,7 @@ from backend.tables import ACTIVE, Attempt, Run, Transition, Worker
 from nanollama.api.status import AttemptState
 
 CHUNK = 500  # ids in one statement
+SPARE = 100  # more candidates than are wanted, for those that other claims have locked
 
 
 @dataclass(frozen=True)
@@ -203,17 +204,22 @@ def _next_in_line(limit: int) -> Select[str]:
     place = func.row_number().over(
         partition_by=Attempt.experiment_id, order_by=(Attempt.priority.desc(), Attempt.run_id)
     )
-    waiting = (
-        select(Attempt.id, (func.coalesce(busy.c.number, 0) + place).label("turn"))
+    turn = (func.coalesce(busy.c.number, 0) + place).label("turn")
+    candidates = (
+        select(Attempt.id, Attempt.priority, Attempt.run_id, turn)
         .outerjoin(busy, busy.c.experiment_id == Attempt.experiment_id)
         .where(Attempt.state == AttemptState.QUEUED)
-        .cte("waiting")
+        .order_by(Attempt.priority.desc(), turn, Attempt.run_id)
+        .limit(limit + SPARE)
+        .cte("candidates")
+        # computed once: a planner that has no statistics yet would do it again for each row
+        .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     return (
         select(Attempt.id)
-        .join(waiting, waiting.c.id == Attempt.id)
+        .join(candidates, candidates.c.id == Attempt.id)
         .where(Attempt.state == AttemptState.QUEUED)
-        .order_by(Attempt.priority.desc(), waiting.c.turn, Attempt.run_id)
+        .order_by(candidates.c.priority.desc(), candidates.c.turn, candidates.c.run_id)
         .limit(limit)
     )
 
