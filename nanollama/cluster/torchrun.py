@@ -8,7 +8,6 @@ with 1, as torchrun does.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -16,23 +15,15 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from nanollama.cluster.threads import let_threads_sleep
 from nanollama.spec.rundir import EXIT_BAD_INPUT, EXIT_CLAIM_LOST, EXIT_INTERRUPTED
-
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""What ranks find in their environment unless it is set already.
-
-The threads of a rank meet after every operation, and by default they spin while they wait. Where other programs want
-the same cores, each then waits for the kernel to take the core from one that does nothing: on 2 shared cores a step of
-a small transformer took 0.3 s with sleeping waits and 1.2 to 2.5 s with spinning ones.
-"""
 
 DELIBERATE = (EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_CLAIM_LOST)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun in this process and return the exit code."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    let_threads_sleep()
     # torchrun tells that it gives each of several ranks one thread, and repeats at length what a failed rank has said
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from tests.support.training import events, metrics, reproducible, result, write_
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +153,7 @@ def test_kill_9_costs_nothing_but_the_steps_since_the_last_checkpoint(tmp_path: 
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "nanollama.apps.gssm.train", f"config={config}"]
     command.append(f"orchestration.log_dir={run_dir}")
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         second = run_dir / "checkpoints" / "0000000100"
         eventually(second.exists, within=240, what="the second checkpoint")
         process.kill()
@@ -309,7 +307,7 @@ def test_two_ranks_learn_the_same_as_one(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+            [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
         )
 
     (tmp_path / "two" / "1").mkdir(parents=True)

@@ -19,7 +19,6 @@ from tests.support.training import events, metrics, result, write_config
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = "script=nanollama.apps.gssm.train"
 
 
@@ -44,7 +43,7 @@ def test_a_run_here_asked_to_stop_by_signal_saves_and_the_next_launch_finishes_i
     config = write_config(tmp_path / "c.yaml", optim__steps=100_000, cluster__nproc_per_node=2, data__batch_size=4)
     run_dir = tmp_path / "run"
     command = launch(SCRIPT, f"config={config}", f"launcher.log_dir={run_dir}")
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         stream = run_dir / "1" / "metrics" / "rank0.jsonl"
         eventually(lambda: stream.exists() and stream.stat().st_size > 0, within=240, what="a metric line")
         process.send_signal(signal.SIGUSR1)
@@ -58,7 +57,7 @@ def test_a_run_here_asked_to_stop_by_signal_saves_and_the_next_launch_finishes_i
     (saved,) = [event for event in events(run_dir / "1") if event.kind == "checkpoint_saved"]
     assert saved.step < 100_000
 
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         second = run_dir / "2" / "events.jsonl"
         eventually(lambda: second.exists() and second.stat().st_size > 0, within=240, what="the second start")
         process.send_signal(signal.SIGTERM)
