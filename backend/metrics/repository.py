@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, func, insert, or_, select, true
+from sqlalchemy import Text, and_, cast, func, insert, or_, select, true
 from sqlalchemy.orm import Session
 
 from backend.tables import Attempt, Metric
@@ -59,8 +60,10 @@ class MetricRepository:
         if not kept:
             return []
         lines = (
-            select(Metric.step, Metric.tokens, Metric.time, Metric.payload)
+            select(Metric.step, Metric.tokens, Metric.time, cast(Metric.payload, Text))
             .where(Metric.run_id == run_id, Metric.rank == 0, or_(*kept))
             .order_by(Metric.step, Metric.attempt, Metric.byte_offset)
         )
-        return list(self._session.execute(lines))
+        rows = self._session.execute(lines).all()
+        payloads = json.loads(f"[{','.join(row[3] for row in rows)}]")  # one call decodes far faster than one a row
+        return [(step, tokens, time, values) for (step, tokens, time, _), values in zip(rows, payloads, strict=True)]

@@ -15,6 +15,7 @@ from sqlalchemy import inspect, text
 from backend.database import Database
 from backend.migrate import current_revision, downgrade, head_revision, migrate
 from backend.tables import Base
+from tests.support.databases import TEMPLATE
 from tests.support.postgres import PostgresServer
 
 _numbers = count()
@@ -75,8 +76,11 @@ def test_constraints_are_enforced(database: Database) -> None:
         session.execute(text("INSERT INTO streams (attempt_id, name, length) VALUES ('a0', 'stdout.log', 1)"))
 
 
-def test_reads_cannot_write_on_postgres(database: Database) -> None:
-    if database.sqlite:
-        pytest.skip("SQLite's reading transactions could be upgraded; nothing of ours does")
+@pytest.mark.postgres
+def test_reads_cannot_write_on_postgres(migrated_postgres: PostgresServer) -> None:
+    name = f"reads{next(_numbers)}"
+    database = Database(migrated_postgres.create(name, TEMPLATE))
     with pytest.raises(Exception, match="read-only"), database.read() as session:
         session.execute(text("DELETE FROM runs"))
+    database.dispose()
+    migrated_postgres.drop(name)
