@@ -26,7 +26,8 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: PostgresServer) -> PostgresServer:  # noqa: F811
-    _migrate(postgres_server.create(TEMPLATE))
+    if TEMPLATE not in postgres_server.databases:
+        _migrate(postgres_server.create(TEMPLATE))
     return postgres_server
 
 

@@ -30,6 +30,10 @@ def find_binaries() -> Path | None:
     return next((f for f in folders if (f / "initdb").is_file() and (f / "postgres").is_file()), None)
 
 
+_shared: PostgresServer | None = None
+_users = 0
+
+
 class PostgresServer:
     """A running server; databases are made and dropped by name."""
 
@@ -39,6 +43,7 @@ class PostgresServer:
         self._identity = _unprivileged() if os.geteuid() == 0 else {}
         if self._identity:
             os.chown(self._folder, self._identity["user"], self._identity["group"])
+        self.databases: set[str] = set()
         self._log = (self._folder / "server.log").open("wb")
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -58,12 +63,14 @@ class PostgresServer:
             strategy = sql.SQL("STRATEGY FILE_COPY" if connection.info.server_version >= 150_000 else "")
             names = sql.Identifier(name), sql.Identifier(template)
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
+        self.databases.add(name)
         return self.url(name)
 
     def drop(self, name: str) -> None:
         """Remove a database and whoever is connected to it."""
         with self._connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        self.databases.discard(name)
 
     def stop(self) -> None:
         """End the server and remove what it wrote."""
@@ -129,9 +136,15 @@ def start_or_skip() -> PostgresServer:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """One server for the tests of this process."""
-    server = start_or_skip()
-    yield server
-    server.stop()
+    global _shared, _users  # noqa: PLW0603 - each conftest that imports the fixture makes one of its own
+    if _shared is None:
+        _shared = start_or_skip()
+    _users += 1
+    yield _shared
+    _users -= 1
+    if _users == 0:
+        _shared.stop()
+        _shared = None
 
 
 def _fastest_folder() -> str:
