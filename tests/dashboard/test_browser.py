@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from backend.app import create_app
 from backend.database import Database
@@ -19,7 +18,7 @@ from nanollama.api.status import AttemptState, RunState
 from tests.support.acting_worker import ActingRun, ActingWorker
 from tests.support.browser import PATIENCE, chromium, visitor
 from tests.support.fake_client import CONFIG_YAML
-from tests.support.page import serve_page
+from tests.support.page import CHART, chart, serve_page
 from tests.support.service import serve
 from tests.support.waiting import eventually
 
@@ -28,22 +27,6 @@ expect.set_options(timeout=PATIENCE)
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> $\\LaTeX$ **bold** 🎉"
 OVERFLOW = "() => document.documentElement.scrollWidth - innerWidth"
-# The first chart of a page, as Plotly keeps it: points of the curve, range of x, and whether the drawn bound is dashed.
-CHART = """() => {
-  const plot = document.querySelector('.js-plotly-plot');
-  if (!plot?._fullLayout?.shapes) return null;
-  const named = Object.fromEntries(plot.data.filter(t => t.name).map(t => [t.name, t]));
-  const shape = plot.querySelector('.shapelayer path');
-  return {
-    points: named.loss?.x.length ?? 0,
-    marks: plot.querySelectorAll('.scatterlayer .points path').length,
-    saved: named.checkpoints?.x ?? [],
-    range: plot._fullLayout.xaxis.range,
-    dash: shape ? getComputedStyle(shape).strokeDasharray : '',
-    color: named.loss ? getComputedStyle([...plot.querySelectorAll('.scatterlayer .js-line')].at(-1)).stroke : '',
-    labels: [...plot.querySelectorAll('.annotation-text')].map(e => e.textContent),
-  };
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +76,6 @@ def run(client: Client, worker: ActingWorker) -> Iterator[ActingRun]:
     yield started
     if not client.run(started.lease.run_id).state.terminal:
         started.report(AttemptState.FAILED, reason="the test is over")
-
-
-def chart(page: Page, *, points: int = 1) -> dict[str, Any]:
-    """The loss chart, once it shows at least so many points."""
-
-    def probe() -> Any:
-        seen = page.evaluate(CHART)
-        return seen if seen and seen["points"] >= points else None
-
-    found: dict[str, Any] = eventually(probe, within=PATIENCE / 1000, what=f"a curve of {points} points")
-    return found
 
 
 def test_the_curve_is_drawn_with_a_dashed_bound_and_checkpoint_marks(
@@ -246,7 +218,7 @@ def test_cancelling_a_running_run_waits_for_its_worker(browser: Browser, base: s
         page = window.open(f"/run?run={run.lease.run_id}")
         page.get_by_role("button", name="Cancel run").click()
         page.get_by_role("button", name="Yes, cancel it").click()
-        expect(page.get_by_text("Cancel requested")).to_be_visible()
+        expect(page.get_by_text("Cancel requested", exact=True)).to_be_visible()
         run.report(AttemptState.CANCELLED, reason="cancelled on request")
         expect(page.locator(".n2n-state.pill")).to_contain_text("cancelled")
         expect(page.get_by_text("cancelled on request").first).to_be_visible()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from nanollama.api.client import Client
 from nanollama.api.status import RunState
+from tests.support.browser import chromium, visitor
 from tests.support.demo import Demo, start_demo
 from tests.support.installation import Installation
+from tests.support.page import chart
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("demo")
@@ -38,6 +41,27 @@ def test_the_excess_is_positive_within_noise_and_falls_by_half(demo: Demo) -> No
     assert series["excess"].step[-1] == run.progress.total_steps
     assert checkpoints
     assert all(Path(c.path).is_dir() for c in checkpoints)
+
+
+@pytest.mark.browser
+def test_the_page_shows_the_curve_a_dashed_bound_and_checkpoints(demo: Demo, tmp_path: Path) -> None:
+    """It also takes the pictures of the documentation, into $N2N_SCREENSHOTS when that is set."""
+    folder = Path(os.environ.get("N2N_SCREENSHOTS", tmp_path))
+    with chromium() as browser:
+        for name, path, dark in (
+            ("run", f"/run?run={demo.run_id}", False),
+            ("run-dark", f"/run?run={demo.run_id}", True),
+        ):
+            with visitor(browser, demo.page_url, width=1400, height=1000, dark=dark) as window:
+                page = window.open(path)
+                seen = chart(page, points=50)
+                assert len(seen["saved"]) == 3
+                assert seen["marks"] >= 3
+                assert "," in seen["dash"], seen["dash"]
+                assert any(re.fullmatch(r"H = \d\.\d{4}", re.sub("<[^>]*>", "", text)) for text in seen["labels"])
+                page.screenshot(path=folder / f"{name}.png", clip={"x": 0, "y": 0, "width": 1400, "height": 720})
+                assert not window.complaints()
+                assert not window.strangers
 
 
 def test_exit_ends_by_itself_with_success_and_leaves_no_process(installation: Installation, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m dashboard`, started as a user starts it."""
+"""`python -m dashboard`, started as a user starts it, and what its charts show in a browser."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+from playwright.sync_api import Page
 
+from tests.support.browser import PATIENCE
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
+
+# The first chart of a page, as Plotly keeps it: points of the curve, range of x, and whether the drawn bound is dashed.
+CHART = """() => {
+  const plot = document.querySelector('.js-plotly-plot');
+  if (!plot?._fullLayout?.shapes) return null;
+  const named = Object.fromEntries(plot.data.filter(t => t.name).map(t => [t.name, t]));
+  const shape = plot.querySelector('.shapelayer path');
+  return {
+    points: named.loss?.x.length ?? 0,
+    marks: plot.querySelectorAll('.scatterlayer .points path').length,
+    saved: named.checkpoints?.x ?? [],
+    range: plot._fullLayout.xaxis.range,
+    dash: shape ? getComputedStyle(shape).strokeDasharray : '',
+    color: named.loss ? getComputedStyle([...plot.querySelectorAll('.scatterlayer .js-line')].at(-1)).stroke : '',
+    labels: [...plot.querySelectorAll('.annotation-text')].map(e => e.textContent),
+  };
+}"""
 
 
 @contextlib.contextmanager
@@ -45,3 +65,14 @@ def serve_page(api_url: str, folder: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def chart(page: Page, *, points: int = 1) -> dict[str, Any]:
+    """The loss chart, once it shows at least so many points."""
+
+    def probe() -> Any:
+        seen = page.evaluate(CHART)
+        return seen if seen and seen["points"] >= points else None
+
+    found: dict[str, Any] = eventually(probe, within=PATIENCE / 1000, what=f"a curve of {points} points")
+    return found
