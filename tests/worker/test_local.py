@@ -342,8 +342,11 @@ def test_a_zombie_is_not_alive() -> None:
 
 def test_kill_tree_finds_what_forks_while_it_is_killed() -> None:
     mark = uuid.uuid4().hex
-    code = "import os, time\nwhile True:\n    time.sleep(0.02)\n    if os.fork(): os._exit(0)"  # always another pid
+    # always another pid; it gives up by itself one day, so that a failure of this test doesn't haunt the machine
+    code = "import os, time\nend = time.time() + 60\nwhile time.time() < end:\n    time.sleep(0.02)\n    os.fork() and os._exit(0)"
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, MARK: mark}, start_new_session=True)
     child.wait(60)
     kill_tree(lambda: find_tree(mark))
     assert list(find_tree(mark)) == []
+    with pytest.raises(ProcessLookupError):  # nor is there one that hid between two looks
+        eventually(lambda: os.killpg(child.pid, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -69,6 +70,10 @@ def find_tree(attempt_id: str, root: int | None = None) -> Iterator[psutil.Proce
 def kill_tree(find: Callable[[], Iterable[psutil.Process]], reap: Callable[[], int] = lambda: 0) -> None:
     """Kill what `find` returns until twice in a row there is nothing: what forks meanwhile is found in the next round.
 
+    A process is killed together with its group, unless that is the caller's own. A single process that forks and exits
+    again and again is gone before a signal to its pid arrives; a signal to a group reaches every member at once, and
+    the kernel lets none of them fork any more.
+
     Args:
         find: the processes to end.
         reap: called after each round where the caller has children; returns how many had ended.
@@ -78,6 +83,10 @@ def kill_tree(find: Callable[[], Iterable[psutil.Process]], reap: Callable[[], i
         killed = 0
         for process in find():
             killed += 1
+            with contextlib.suppress(OSError):
+                group = os.getpgid(process.pid)
+                if group != os.getpgrp():
+                    os.killpg(group, signal.SIGKILL)
             with contextlib.suppress(psutil.Error):
                 process.kill()
         quiet = 0 if reap() or killed else quiet + 1
