@@ -343,7 +343,13 @@ def test_a_zombie_is_not_alive() -> None:
 def test_kill_tree_finds_what_forks_while_it_is_killed() -> None:
     mark = uuid.uuid4().hex
     # always another pid; it gives up by itself one day, so that a failure of this test doesn't haunt the machine
-    code = "import os, time\nend = time.time() + 60\nwhile time.time() < end:\n    time.sleep(0.02)\n    os.fork() and os._exit(0)"
+    code = """
+import os, time
+end = time.time() + 60
+while time.time() < end:
+    time.sleep(0.02)
+    os.fork() and os._exit(0)
+"""
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, MARK: mark}, start_new_session=True)
     child.wait(60)
     kill_tree(lambda: find_tree(mark))
