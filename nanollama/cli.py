@@ -27,10 +27,10 @@ from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest
 from nanollama.api.status import RunState
 from nanollama.progress import RunProgress, nats
-from nanollama.spec.command import run_command
+from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import load_config
-from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError, stop_signals
+from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError
 
 POLL_SECONDS = 0.5
 

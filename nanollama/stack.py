@@ -11,10 +11,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import httpx
 
@@ -174,22 +173,6 @@ class Stack:
             if time.monotonic() > deadline:
                 raise StackError(f"{child.name} did not answer within {START_SECONDS:.0f} s; see {child.log}")
             time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGINT and SIGTERM only set a flag; yields a function that tells whether one has come."""
-    seen: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ended(child: Child) -> str:

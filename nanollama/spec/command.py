@@ -1,9 +1,12 @@
-"""How every script of the library ends on bad input: each problem on standard error, exit code 2, no traceback."""
+"""How every script of the library ends: on bad input with messages and exit code 2, and on signals."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from nanollama.spec.base import SpecError
 from nanollama.spec.rundir import EXIT_BAD_INPUT
@@ -20,3 +23,23 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGINT and SIGTERM only set a flag; yields a function that tells whether one has come.
+
+    For programs that have something to undo: an exception raised by a signal is lost when it comes while the
+    interpreter runs a callback of the garbage collector, and SIGTERM raises none at all.
+    """
+    seen: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -138,11 +138,12 @@ def test_a_generation_that_is_killed_leaves_nothing_that_looks_like_a_set(tmp_pa
             DatasetReader(path)
 
 
-def test_a_generation_that_is_interrupted_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_generation_that_is_interrupted_leaves_nothing(tmp_path, number):
     process = start(tmp_path, "sets.0.n_data=100000000")
     try:
         wait_for_partial(process, tmp_path)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from nanollama.data.gssm import Kernels, draw_kernels
 from nanollama.data.hdf5 import DatasetWriter, target_problems
 from nanollama.data.sampler import Sampler
 from nanollama.spec.base import Problem, SpecError
-from nanollama.spec.command import run_command
+from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.data import DatasetFile, DatasetSpec
 from nanollama.spec.load import load_config
 
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         scorer = "; ".join(problem.message for problem in error.problems)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     for i, item in enumerate(spec.sets):
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with stop_signals() as stopped, Progress(*columns, console=Console(stderr=True)) as progress:
             try:
-                entropy = generate(spec, item, kernels, scorer, progress)
+                entropy = generate(spec, item, kernels, scorer, progress=progress, stopped=stopped)
             except OSError as error:
                 message = f"cannot write {item.path}: {error.strerror or error}"
                 remedy = "check the space that is left and the permissions"
@@ -50,9 +50,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def generate(
-    spec: DatasetSpec, item: DatasetFile, kernels: Kernels, scorer: Scorer | str, progress: Progress
+    spec: DatasetSpec,
+    item: DatasetFile,
+    kernels: Kernels,
+    scorer: Scorer | str,
+    *,
+    progress: Progress,
+    stopped: Callable[[], bool],
 ) -> Estimate | str:
-    """Write one set and return its entropy, or why there is none."""
+    """Write one set and return its entropy, or why there is none.
+
+    Raises:
+        KeyboardInterrupt: `stopped` has become true; nothing is left of the file.
+    """
     sampler = Sampler(kernels, spec.seed, item.name)
     task = progress.add_task(item.name, total=item.n_data)
     scores = []
@@ -65,6 +75,8 @@ def generate(
                 scored = torch.from_numpy(tokens[: num_scored - start])
                 scores.append(scorer.nll(scored) / (spec.seq_len - 1))
             progress.advance(task, len(tokens))
+            if stopped():
+                raise KeyboardInterrupt
         if isinstance(scorer, str):
             writer.entropy = scorer
         elif num_scored < 2:
