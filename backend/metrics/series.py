@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -68,30 +69,30 @@ def thin(step: Sequence[int], value: Sequence[float], max_points: int, spacing: 
     count = len(step)
     if count <= max_points:
         return list(range(count))
-    x = [math.log(max(s, 1)) for s in step] if spacing == "log" else [float(s) for s in step]
-    inner = range(1, count - 1)
-    has_nan = any(math.isnan(value[i]) for i in inner)
+    log = spacing == "log"
+    has_nan = any(map(math.isnan, value))
     buckets = max(1, (max_points - 2) // (3 if has_nan else 2))
-    low, width = x[1], (x[count - 2] - x[1]) / buckets or 1.0
+    low, high = (math.log(max(s, 1)) if log else float(s) for s in (step[1], step[count - 2]))
     kept = [0]
-    members: list[int] = []
-    current = 0
-    for i in inner:
-        bucket = min(int((x[i] - low) / width), buckets - 1)
-        if bucket != current:
-            kept += _extremes(members, value)
-            members, current = [], bucket
-        members.append(i)
-    kept += _extremes(members, value)
+    start = 1
+    for bucket in range(1, buckets + 1):
+        edge = low + (high - low) * bucket / buckets
+        last = bucket == buckets
+        end = count - 1 if last else bisect_left(step, math.exp(edge) if log else edge, start, count - 1)
+        if start < end:
+            kept += _extremes(value[start:end], start)
+        start = end
     return [*kept, count - 1]
 
 
-def _extremes(members: list[int], value: Sequence[float]) -> list[int]:
-    numbers = [i for i in members if not math.isnan(value[i])]
-    kept = {min(numbers, key=value.__getitem__), max(numbers, key=value.__getitem__)} if numbers else set()
-    if len(numbers) < len(members):
-        kept.add(next(i for i in members if math.isnan(value[i])))
-    return sorted(kept)
+def _extremes(values: Sequence[float], first: int) -> list[int]:
+    """Indices of the minimum, the maximum and a NaN, ascending; `first` is the index of values[0]."""
+    missing = next((i for i, value in enumerate(values) if math.isnan(value)), None)
+    numbers = values if missing is None else [value for value in values if not math.isnan(value)]
+    kept = {values.index(min(numbers)), values.index(max(numbers))} if numbers else set()
+    if missing is not None:
+        kept.add(missing)
+    return [first + i for i in sorted(kept)]
 
 
 def summarise(values: Sequence[float]) -> schemas.Summary:
