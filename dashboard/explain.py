@@ -39,7 +39,8 @@ def why_waiting(run: Run, workers: Sequence[Worker], url: str) -> Advice:
     if free:
         return Advice(f"{plural(free, 'slot')} free: a worker takes it within moments.")
     slots = sum(w.slots for w in open_workers)
-    return Advice(f"All {plural(slots, 'slot')} of the workers are busy; it starts when one is free.")
+    busy = "The only slot of the workers is" if slots == 1 else f"All {slots} slots of the workers are"
+    return Advice(f"{busy} busy; it starts when one is free.")
 
 
 def outcome(run: RunDetail) -> Advice | None:

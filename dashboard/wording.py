@@ -50,6 +50,8 @@ def si(value: float | None) -> str:
         return DASH
     if not math.isfinite(value):
         return number(value)
+    if abs(value) >= 1e15:
+        return f"{value:.2e}"
     for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit * 0.9995:
             return f"{value / unit:.3g}{suffix}"

@@ -32,6 +32,7 @@ def run(state: RunState, **fields: Any) -> RunDetail:
         ([], "No worker is alive"),
         ([worker(alive=False)], "No worker is alive"),
         ([worker().model_copy(update={"draining": True})], "draining"),
+        ([worker(busy=1)], "The only slot of the workers is busy"),
         ([worker(slots=2, busy=2), worker("b", busy=1)], "All 3 slots of the workers are busy"),
         ([worker(slots=2, busy=1)], "1 slot free"),
     ],

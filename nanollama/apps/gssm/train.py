@@ -105,8 +105,8 @@ class Trainer:
             self.log_metrics(monitor, batch_BT, loss=mean_loss, lr=lr, grad_norm=norm)
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
             raise Diverged(
-                f"training diverged at step {step}: the loss is {mean_loss} and the norm of its gradient {norm}; "
-                "try a lower optim.lr, a longer optim.warmup or a lower optim.clip"
+                f"training diverged at step {step}: the loss is {mean_loss:.6g} and the norm of its gradient {norm:.6g}"
+                "; try a lower optim.lr, a longer optim.warmup or a lower optim.clip"
             )
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
