@@ -8,17 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from backend.app import create_app
-from backend.database import Database
-from backend.migrate import migrate
-from backend.settings import Settings
 from nanollama.api.client import Client
 from nanollama.api.schemas import Lease, SyncRequest, TransitionRequest, WorkerRegistration
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import encode_line
 from tests.bench.timing import Row, interleaved
 from tests.support.examples import experiment
-from tests.support.service import serve
+from tests.support.service import serve_new_sqlite
 
 STREAM = "metrics/rank0.jsonl"
 KEYS = ("loss", "bound", "excess", "lr", "grad_norm", "tokens_per_second")
@@ -77,11 +73,7 @@ def _values(i: int) -> dict[str, float]:
 def _leased() -> Iterator[tuple[Client, Lease]]:
     """A service with one running attempt."""
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{Path(folder, 'bench.db')}"
-        database = Database(url)
-        migrate(database)
-        database.dispose()
-        with serve(create_app(Settings(database_url=url))) as address, Client(address, timeout=60) as client:
+        with serve_new_sqlite(Path(folder)) as address, Client(address, timeout=60) as client:
             client.submit(config=experiment())
             registration = WorkerRegistration(
                 name="bench", pool="bench", executor="fake", host="h", user="u", run_root=folder, slots=1, version="1"

@@ -10,28 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backend.app import create_app
-from backend.database import Database
-from backend.migrate import migrate
-from backend.settings import Settings
 from nanollama import cli
 from nanollama.api.client import Client
 from nanollama.api.schemas import Held, SyncRequest, TransitionRequest, WorkerRegistration
 from nanollama.api.status import AttemptState, RunState
 from tests.support.examples import experiment
 from tests.support.ports import free_ports
-from tests.support.service import serve
+from tests.support.service import serve_new_sqlite
 
 N2n = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    database_url = f"sqlite:///{tmp_path_factory.mktemp('cli') / 'n2n.db'}"
-    database = Database(database_url)
-    migrate(database)
-    database.dispose()
-    with serve(create_app(Settings(database_url=database_url))) as address:
+    with serve_new_sqlite(tmp_path_factory.mktemp("cli")) as address:
         yield address
 
 

@@ -19,7 +19,7 @@ from tests.support.acting_worker import ActingRun, ActingWorker
 from tests.support.browser import PATIENCE, chromium, visitor
 from tests.support.fake_client import CONFIG_YAML
 from tests.support.page import CHART, chart, serve_page
-from tests.support.service import serve
+from tests.support.service import serve, serve_new_sqlite
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dashboard-browser")]
@@ -31,11 +31,7 @@ OVERFLOW = "() => document.documentElement.scrollWidth - innerWidth"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    url = f"sqlite:///{tmp_path_factory.mktemp('service') / 'n2n.db'}"
-    database = Database(url)
-    migrate(database)
-    database.dispose()
-    with serve(create_app(Settings(database_url=url))) as address:
+    with serve_new_sqlite(tmp_path_factory.mktemp("service")) as address:
         yield address
 
 

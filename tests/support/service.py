@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
 from backend.app import create_app
+from backend.database import Database
+from backend.migrate import migrate
 from backend.server import Server, bind
 from backend.settings import Settings
 from nanollama.spec.rundir import encode_line
@@ -77,6 +80,17 @@ def serve(app: FastAPI, port: int = 0) -> Iterator[str]:
 def serve_database(url: str) -> Iterator[str]:
     """Serve a migrated database with the default settings; the URL of the service."""
     with serve(create_app(Settings(database_url=url))) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serve_new_sqlite(folder: Path) -> Iterator[str]:
+    """Serve a new SQLite database in a folder; the URL of the service."""
+    url = f"sqlite:///{folder / 'n2n.db'}"
+    database = Database(url)
+    migrate(database)
+    database.dispose()
+    with serve_database(url) as address:
         yield address
 
 
