@@ -72,16 +72,19 @@ def _values(i: int) -> dict[str, float]:
 @contextlib.contextmanager
 def _leased() -> Iterator[tuple[Client, Lease]]:
     """A service with one running attempt."""
-    with tempfile.TemporaryDirectory() as folder:
-        with serve_new_sqlite(Path(folder)) as address, Client(address, timeout=60) as client:
-            client.submit(config=experiment())
-            registration = WorkerRegistration(
-                name="bench", pool="bench", executor="fake", host="h", user="u", run_root=folder, slots=1, version="1"
-            )
-            client.register("bench-worker", registration)
-            (lease,) = client.sync("bench-worker", SyncRequest(free_slots=1)).leases
-            running = TransitionRequest(
-                transition_id="bench-running", epoch=lease.epoch, to=AttemptState.RUNNING, attempt_dir=f"{folder}/r/1"
-            )
-            client.transition(lease.attempt_id, running)
-            yield client, lease
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve_new_sqlite(Path(folder)) as address,
+        Client(address, timeout=60) as client,
+    ):
+        client.submit(config=experiment())
+        registration = WorkerRegistration(
+            name="bench", pool="bench", executor="fake", host="h", user="u", run_root=folder, slots=1, version="1"
+        )
+        client.register("bench-worker", registration)
+        (lease,) = client.sync("bench-worker", SyncRequest(free_slots=1)).leases
+        running = TransitionRequest(
+            transition_id="bench-running", epoch=lease.epoch, to=AttemptState.RUNNING, attempt_dir=f"{folder}/r/1"
+        )
+        client.transition(lease.attempt_id, running)
+        yield client, lease
