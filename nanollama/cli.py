@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -24,15 +24,16 @@ from rich.table import Table
 from nanollama import __version__
 from nanollama.api import schemas
 from nanollama.api.client import Client, server_url
-from nanollama.api.errors import ApiError, InvalidRequest
+from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
 from nanollama.progress import RunProgress, nats
 from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import load_config
-from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError
+from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError, home_database
 
 POLL_SECONDS = 0.5
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 db = typer.Typer(no_args_is_help=True, help="The service's database.")
@@ -114,19 +115,40 @@ def demo(
 
 def _follow(client: Client, run_id: str, *, stack: Stack | None, stopped: Any) -> schemas.Run | None:
     """Show a live bar until the run ends; None when a stop signal came first."""
+    patience = Patience()
     with RunProgress(out) as progress:
+        run = client.run(run_id)
         while not stopped():
-            run = client.run(run_id)
             progress.update(run)
             if run.state.terminal:
                 return run
             if stack is not None:
                 stack.watch()
             time.sleep(POLL_SECONDS)
+            run = patience(lambda: client.run(run_id)) or run
     return None
 
 
-def _print_result(run: schemas.RunDetail, page: str) -> None:
+class Patience:
+    """Calls the service for somebody who follows a run: while it is away, that is said once and the answer is None."""
+
+    def __init__(self) -> None:
+        self._away = False
+
+    def __call__(self, call: Callable[[], T]) -> T | None:
+        """The answer, or None."""
+        try:
+            answer = call()
+        except Unavailable as error:
+            if not self._away:
+                print(f"{error}; waiting for it", file=sys.stderr)
+            self._away = True
+            return None
+        self._away = False
+        return answer
+
+
+def _print_result(run: schemas.RunDetail, page: str | None = None) -> None:
     result = run.result or {}
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("state", f"{run.state}" + (f": {escape(run.reason)}" if run.reason else ""))
@@ -135,7 +157,8 @@ def _print_result(run: schemas.RunDetail, page: str) -> None:
             stderr = result.get(f"{key}_stderr")
             error = f" ± {stderr:.4f}" if stderr is not None else ""
             table.add_row(key, f"{nats(result[key])}{error} nats/token")
-    table.add_row("page", page)
+    if page is not None:
+        table.add_row("page", page)
     out.print(table, soft_wrap=True)
 
 
@@ -154,8 +177,10 @@ def submit(
     follow: Annotated[bool, typer.Option("--watch", help="Show a live bar until it has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a training config; `$VARIABLES` in it are taken from this shell."""
+    """Queue a training config; `$VARIABLES` in it and relative paths of data are those of this shell."""
     config = load_config(ExperimentSpec, [f"config={file}", *context.args]).model_dump(mode="json")
+    if "path" in config["data"]:
+        config["data"]["path"] = str(Path(config["data"]["path"]).absolute())
     with Client(url) as client:
         experiment = client.submit(config=config, name=name, tags=tag or [], notes=notes, priority=priority)
         if as_json:
@@ -242,19 +267,24 @@ def logs(
 ) -> None:
     """Print the end of a run's log."""
     with Client(url) as client:
+        patience = Patience()
+
+        def read() -> tuple[schemas.Run, schemas.LogTail]:
+            return client.run(run), client.logs(run, stream=stream)  # in this order: what ends with the run is seen
+
         shown: tuple[int, str, int] | None = None
+        detail, tail = read()
         while True:
-            ended = client.run(run).state.terminal if follow else True
-            tail = client.logs(run, stream=stream)
             skip = 0
             if shown is not None and shown[:2] == (tail.attempt, tail.name):
                 skip = max(0, shown[2] - tail.offset)
             sys.stdout.write(tail.text.encode()[skip:].decode(errors="replace"))
             sys.stdout.flush()
             shown = (tail.attempt, tail.name, tail.length)
-            if ended:
+            if detail.state.terminal or not follow:
                 return
             time.sleep(POLL_SECONDS)
+            detail, tail = patience(read) or (detail, tail)
 
 
 @app.command()
@@ -265,7 +295,7 @@ def watch(run: RunId, url: Url) -> None:
         if final is None:
             out.print("the run goes on; `n2n cancel` ends it")
             raise typer.Exit(130)
-        _print_result(client.run(run), f"{url} (n2n show {run})")
+        _print_result(client.run(run))
     if final.state is not RunState.SUCCEEDED:
         raise typer.Exit(1)
 
@@ -304,7 +334,7 @@ def workers(url: Url, as_json: AsJson = False) -> None:
 @db.command()
 def upgrade(home: Home = HOME, database_url: DatabaseUrl = None) -> None:
     """Bring the database to the newest schema; makes it when there is none."""
-    target = database_url or f"sqlite:///{home.absolute() / 'n2n.sqlite'}"
+    target = database_url or home_database(home)
     command = [sys.executable, "-m", "backend", "migrate", "--database-url", target]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 

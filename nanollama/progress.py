@@ -8,7 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from nanollama.api import schemas
 
@@ -23,13 +23,13 @@ def nats(value: float | None) -> str:
 
 
 def summary(run: schemas.Run) -> str:
-    """Loss, bound and excess of the newest metric line."""
+    """Loss, bound and excess of the newest metric line, in nats per token."""
     p = run.progress
     if p.loss is None:
         return run.reason or "" if run.state.terminal else "waiting for the first step"
     if p.bound is None:
         return f"loss {nats(p.loss)} nats/token, no bound"
-    return f"loss {nats(p.loss)}  bound {nats(p.bound)}  excess {nats(p.excess)} nats/token"
+    return f"loss {nats(p.loss)}  bound {nats(p.bound)}  excess {nats(p.excess)}"
 
 
 class RunProgress:
@@ -39,10 +39,9 @@ class RunProgress:
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description:>9}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[summary]}"),
-            TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+from urllib.parse import quote
 
 import httpx
 
@@ -24,6 +27,7 @@ from nanollama.spec.base import Problem, SpecError
 HOST = "127.0.0.1"
 API_PORT = 8420
 PAGE_PORT = 8421
+LOCK = "n2n.lock"
 MAX_RESTARTS = 3  # within RESTART_WINDOW seconds; more often means that restarting mends nothing
 RESTART_WINDOW = 60.0
 START_SECONDS = 90.0
@@ -108,7 +112,7 @@ class Stack:
         self.page_url = f"http://{HOST}:{page_port}"
         self.run_root = self.home / "runs"
         self._ports = {"--api-port": api_port, "--page-port": page_port}
-        database = database_url or f"sqlite:///{self.home / 'n2n.sqlite'}"
+        database = database_url or home_database(self.home)
         python = [sys.executable, "-m"]
         logs = self.home / "logs"
         api = [*python, "backend", "serve", "--migrate", "--host", HOST, "--port", str(api_port)]
@@ -119,19 +123,23 @@ class Stack:
         self.worker = Child("worker", worker, logs / "worker.log")
         self.page = Child("page", page, logs / "page.log")
         self.children = (self.api, self.worker, self.page)
+        self._lock: IO[str] | None = None  # held while it is open
 
     def start(self) -> None:
         """Start all three and wait until API and page answer.
 
         Raises:
-            SpecError: a port that is in use, or a home that cannot be written.
+            SpecError: a port that is in use, or a home that cannot be written or that another stack uses.
             StackError: a child that ended or did not answer in time.
         """
+        if len(set(self._ports.values())) < len(self._ports):
+            message = "the API and the page cannot share a port"
+            raise SpecError([Problem(path="--page-port", message=message, remedy="choose two different ones")])
         for option, port in self._ports.items():
             _require_free(option, port)
-        _require_writable(self.home)
-        for folder in (self.run_root, self.home / "logs"):
-            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.home, self.run_root, self.home / "logs"):
+            _require_writable(folder)
+        self._lock_home()
         self.api.start()
         with Client(self.api_url, retries=0, timeout=5) as client:
             self._await(self.api, lambda: _answers(client))
@@ -164,6 +172,22 @@ class Stack:
             if not child.wait(STOP_SECONDS):
                 child.signal(signal.SIGKILL)
                 child.wait(STOP_SECONDS)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _lock_home(self) -> None:
+        self._lock = open(self.home / LOCK, "a+")  # noqa: SIM115 - held until the stack stops
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            message = f"{self.home} is in use by {self._lock.read().strip() or 'another process'}"
+            self._lock.close()
+            remedy = "use that one, stop it, or choose another home"
+            raise SpecError([Problem(path="--home", message=message, remedy=remedy)]) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}, whose page is {self.page_url}")
+        self._lock.flush()
 
     def _await(self, child: Child, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -173,6 +197,11 @@ class Stack:
             if time.monotonic() > deadline:
                 raise StackError(f"{child.name} did not answer within {START_SECONDS:.0f} s; see {child.log}")
             time.sleep(0.05)
+
+
+def home_database(home: Path) -> str:
+    """URL of the SQLite database under a home, whatever characters its path holds."""
+    return f"sqlite:///{quote(str(home.absolute() / 'n2n.sqlite'))}"
 
 
 def _ended(child: Child) -> str:
@@ -206,13 +235,13 @@ def _require_free(option: str, port: int) -> None:
             raise SpecError([problem]) from None
 
 
-def _require_writable(home: Path) -> None:
+def _require_writable(folder: Path) -> None:
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe = home / f".probe-{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        remedy = "choose a folder that you can write with --home or $N2N_HOME"
-        problem = Problem(path="--home", message=f"cannot write {home}: {error.strerror}", remedy=remedy)
+        remedy = "choose a home that you can write, with --home or $N2N_HOME"
+        problem = Problem(path="--home", message=f"cannot write {folder}: {error.strerror}", remedy=remedy)
         raise SpecError([problem]) from None

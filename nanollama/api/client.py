@@ -7,13 +7,14 @@ import secrets
 import time
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nanollama.api import schemas
-from nanollama.api.errors import ERRORS, ApiError, Unavailable
-from nanollama.spec.base import Problem
+from nanollama.api.errors import ERRORS, ApiError, InvalidRequest, NotFound, Unavailable
+from nanollama.spec.base import Problem, SpecError, parse
 
 DEFAULT_URL = "http://127.0.0.1:8420"
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -21,7 +22,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 def server_url() -> str:
     """The server to talk to: $N2N_URL, or the default on loopback."""
-    return os.environ.get("N2N_URL", DEFAULT_URL)
+    return os.environ.get("N2N_URL") or DEFAULT_URL
 
 
 class Client:
@@ -32,6 +33,9 @@ class Client:
         timeout: seconds for one try, long polls excepted.
         retries: how often an idempotent call is repeated after a failed connection or a 502, 503, 504.
         transport: replaces the network, for tests.
+
+    Raises:
+        SpecError: a URL that is none.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Client:
         retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = (url or server_url()).rstrip("/")
+        self.url = _checked_url(url or server_url())
         self._retries = retries
         self._timeout = timeout
         # trust_env off: a proxy of the environment must not swallow what is meant for loopback
@@ -91,9 +95,11 @@ class Client:
         Raises:
             InvalidRequest: with every problem of the spec.
         """
-        body = schemas.ExperimentCreate(
-            yaml=yaml, config=config, name=name, notes=notes, tags=tags or [], priority=priority
-        )
+        given = {"yaml": yaml, "config": config, "name": name, "notes": notes, "tags": tags or [], "priority": priority}
+        try:
+            body = parse(schemas.ExperimentCreate, given)
+        except SpecError as error:
+            raise InvalidRequest("the submission is invalid", error.problems) from None
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
         reply = self._call("POST", "/experiments", body=body, headers=headers, idempotent=True)
         return _parse(reply, schemas.Experiment)
@@ -104,7 +110,7 @@ class Client:
 
     def experiment(self, experiment_id: str) -> schemas.Experiment:
         """One experiment with its runs."""
-        return self._get(f"/experiments/{experiment_id}", schemas.Experiment)
+        return self._get(f"/experiments/{_segment(experiment_id)}", schemas.Experiment)
 
     def runs(
         self, *, state: list[str] | None = None, search: str | None = None, limit: int = 50, cursor: str | None = None
@@ -114,25 +120,25 @@ class Client:
 
     def run(self, run_id: str) -> schemas.RunDetail:
         """One run."""
-        return self._get(f"/runs/{run_id}", schemas.RunDetail)
+        return self._get(f"/runs/{_segment(run_id)}", schemas.RunDetail)
 
     def cancel(self, run_id: str) -> schemas.Run:
         """Ask for a run to stop. At once when it is queued, otherwise when its worker has evidence."""
-        return _parse(self._call("POST", f"/runs/{run_id}/cancel", idempotent=True), schemas.Run)
+        return _parse(self._call("POST", f"/runs/{_segment(run_id)}/cancel", idempotent=True), schemas.Run)
 
     def attempts(self, run_id: str) -> list[schemas.Attempt]:
         """The attempts of a run, oldest first."""
-        reply = self._call("GET", f"/runs/{run_id}/attempts")
+        reply = self._call("GET", f"/runs/{_segment(run_id)}/attempts")
         return _parse_list(reply, schemas.Attempt)
 
     def events(self, run_id: str) -> list[schemas.Event]:
         """What happened to a run, oldest first."""
-        reply = self._call("GET", f"/runs/{run_id}/events")
+        reply = self._call("GET", f"/runs/{_segment(run_id)}/events")
         return _parse_list(reply, schemas.Event)
 
     def checkpoints(self, run_id: str) -> list[schemas.Checkpoint]:
         """The checkpoints of a run, by step; removed ones too."""
-        reply = self._call("GET", f"/runs/{run_id}/checkpoints")
+        reply = self._call("GET", f"/runs/{_segment(run_id)}/checkpoints")
         return _parse_list(reply, schemas.Checkpoint)
 
     def metrics(
@@ -140,13 +146,17 @@ class Client:
     ) -> schemas.Metrics:
         """Series of a run: those of `keys`, or all; buckets are even in step, or in log step."""
         spacing = "log" if log_x else "linear"
-        return self._get(f"/runs/{run_id}/metrics", schemas.Metrics, key=keys, max_points=max_points, spacing=spacing)
+        return self._get(
+            f"/runs/{_segment(run_id)}/metrics", schemas.Metrics, key=keys, max_points=max_points, spacing=spacing
+        )
 
     def logs(
         self, run_id: str, *, attempt: int | None = None, stream: str | None = None, tail_bytes: int = 65536
     ) -> schemas.LogTail:
         """The end of a log: of the newest attempt, and of rank 0 or standard output, unless told otherwise."""
-        return self._get(f"/runs/{run_id}/logs", schemas.LogTail, attempt=attempt, stream=stream, tail_bytes=tail_bytes)
+        return self._get(
+            f"/runs/{_segment(run_id)}/logs", schemas.LogTail, attempt=attempt, stream=stream, tail_bytes=tail_bytes
+        )
 
     def workers(self) -> list[schemas.Worker]:
         """Every worker that has registered, those alive first."""
@@ -156,18 +166,18 @@ class Client:
 
     def register(self, worker_id: str, registration: schemas.WorkerRegistration) -> schemas.WorkerTerms:
         """Announce a worker under an id of its own choice, which it keeps across restarts."""
-        reply = self._call("PUT", f"/workers/{worker_id}", body=registration, idempotent=True)
+        reply = self._call("PUT", f"/workers/{_segment(worker_id)}", body=registration, idempotent=True)
         return _parse(reply, schemas.WorkerTerms)
 
     def sync(self, worker_id: str, request: schemas.SyncRequest) -> schemas.SyncReply:
         """Renew leases and claim more; a long poll. A lost reply is made good: leases not held are delivered again."""
         timeout = self._timeout + request.wait_seconds
-        reply = self._call("POST", f"/workers/{worker_id}/sync", body=request, timeout=timeout)
+        reply = self._call("POST", f"/workers/{_segment(worker_id)}/sync", body=request, timeout=timeout)
         return _parse(reply, schemas.SyncReply)
 
     def transition(self, attempt_id: str, request: schemas.TransitionRequest) -> schemas.Attempt:
         """Report a transition. Raises StaleEpoch when the lease is lost, Conflict when the transition is illegal."""
-        reply = self._call("POST", f"/attempts/{attempt_id}/transitions", body=request, idempotent=True)
+        reply = self._call("POST", f"/attempts/{_segment(attempt_id)}/transitions", body=request, idempotent=True)
         return _parse(reply, schemas.Attempt)
 
     def put_stream(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
@@ -178,7 +188,7 @@ class Client:
             StaleEpoch: the lease is lost.
         """
         params = {"epoch": epoch, "offset": offset}
-        path = f"/attempts/{attempt_id}/streams/{name}"
+        path = f"/attempts/{_segment(attempt_id)}/streams/{name}"
         reply = self._call("PUT", path, content=data, params=params, idempotent=True)
         return _parse(reply, schemas.StreamInfo)
 
@@ -249,6 +259,24 @@ def _parse_list(reply: httpx.Response, model: type[ModelT]) -> list[ModelT]:
 def _foreign(reply: httpx.Response) -> Unavailable:
     text = " ".join(reply.text[:200].split())
     return Unavailable(f"{reply.request.url} answered {reply.status_code}, but not as this service does: {text}")
+
+
+def _checked_url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        message = f"'{text}' is not the URL of a service"
+        raise SpecError([Problem(path="url", message=message, remedy=f"write one like {DEFAULT_URL}")])
+    return text.rstrip("/")
+
+
+def _segment(identifier: str) -> str:
+    """An id as one segment of a path, whatever it holds."""
+    if identifier in ("", ".", ".."):
+        raise NotFound(f"there is nothing with the id '{identifier}'")
+    return quote(identifier, safe="")
 
 
 def _error(reply: httpx.Response) -> ApiError:

@@ -20,6 +20,8 @@ class ApiError(Exception):
         self.expected_offset = expected_offset
 
     def __str__(self) -> str:
+        if [problem.message for problem in self.problems] == [self.detail]:
+            return str(self.problems[0])
         return "\n".join([self.detail, *(f"  {problem}" for problem in self.problems)])
 
 

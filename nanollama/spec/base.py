@@ -108,9 +108,16 @@ def _problem(path: str, owners: list[type[BaseModel]], item: Any) -> Problem:
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if item["type"] in ("model_type", "model_attributes_type"):
         message = "should be a section of `key: value` lines"
-    if not isinstance(value, Mapping | list):
+    remedy = _remedy(item["type"], value)
+    if item["type"] == "string_pattern_mismatch":
+        message = "is not accepted here"
+        described = [owner.model_fields[name].description for owner in owners if name in owner.model_fields]
+        remedy = (
+            f"it is the {described[0]}" if described and described[0] else f"it should match {item['ctx']['pattern']}"
+        )
+    if not isinstance(value, Mapping):
         message += f", found {'nothing' if value is None else _short(value)}"
-    return Problem(path=path, message=message[0].lower() + message[1:], remedy=_remedy(item["type"], value))
+    return Problem(path=path, message=message[0].lower() + message[1:], remedy=remedy)
 
 
 def _remedy(kind: str, value: Any) -> str | None:
@@ -118,9 +125,19 @@ def _remedy(kind: str, value: Any) -> str | None:
         return "write true or false"
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f"write {int(value)}"
-    if kind.endswith("_type") and isinstance(value, str) and kind.startswith(("int", "float")):
-        return "write a number without quotes"
+    if kind == "finite_number" or (isinstance(value, str) and value.lower().lstrip("+-.") in ("nan", "inf")):
+        return "write a finite number"
+    if kind in ("int_type", "float_type") and isinstance(value, str) and _is_number(value):
+        return "write the number without quotes"
     return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _short(value: Any) -> str:

@@ -64,7 +64,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base class names it
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # line ends that only Unicode knows are written as they are in other styles, and read back as blanks
+        style = '"' if any(c in data for c in "\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
@@ -85,7 +91,7 @@ def load_yaml(text: str | bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         raise SpecError([_yaml_problem(error)]) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise SpecError([Problem(path="", message=f"not YAML: {error}")]) from None
+        raise SpecError([Problem(path="", message=f"not YAML: {' '.join(str(error).split())}")]) from None
     except RecursionError:
         raise SpecError([Problem(path="", message="the YAML is nested too deeply")]) from None
 
@@ -170,7 +176,8 @@ def apply_override(data: dict[str, Any], argument: str) -> None:
     """
     key, equals, value = argument.partition("=")
     if not equals or not key:
-        remedy = "write key.sub=value, for example optim.steps=100"
+        is_file = argument.endswith((".yaml", ".yml"))
+        remedy = f"write config={argument}" if is_file else "write key.sub=value, for example optim.steps=100"
         raise SpecError([Problem(path="", message=f"cannot read the argument '{argument}'", remedy=remedy)])
     parts = key.split(".")
     target: Any = data
@@ -186,7 +193,7 @@ def apply_override(data: dict[str, Any], argument: str) -> None:
             path = ".".join(parts[:i])
             raise SpecError([Problem(path=key, message=f"{path} is a plain value and has no key '{part}'")])
         if last:
-            target[slot] = load_yaml(value)
+            target[slot] = _load_value(key, value)
         elif isinstance(target, dict):
             target = target.setdefault(slot, {})
             if target is None:
@@ -194,6 +201,13 @@ def apply_override(data: dict[str, Any], argument: str) -> None:
                 raise SpecError([Problem(path=key, message=message, remedy="remove the empty key from the file")])
         else:
             target = target[slot]
+
+
+def _load_value(key: str, text: str) -> Any:
+    try:
+        return load_yaml(text)
+    except SpecError as error:
+        raise SpecError(Problem(path=key, message=p.message, remedy=p.remedy) for p in error.problems) from None
 
 
 def read_config_file(path: str | Path) -> str:
@@ -257,9 +271,11 @@ def load_config(model: type[SpecT], arguments: Sequence[str]) -> SpecT:
         return parse(model, data)
     except SpecError as error:
         overridden = {argument.partition("=")[0] for argument in arguments}
-        from_file = [p for p in locate(text, error.problems) if p.path not in overridden]
-        from_arguments = [p for p in error.problems if p.path in overridden]
-        raise SpecError([*from_file, *from_arguments]) from None
+        places = [p.path.split(".") for p in error.problems]
+        given = [any(".".join(place[:n]) in overridden for n in range(1, len(place) + 1)) for place in places]
+        located = locate(text, error.problems)
+        pairs = zip(error.problems, located, given, strict=True)
+        raise SpecError([bare if from_argument else in_file for bare, in_file, from_argument in pairs]) from None
 
 
 def dump_yaml(config: BaseModel | Mapping[str, Any]) -> str:

@@ -32,7 +32,11 @@ class UtilsSpec(Spec):
 class OrchestrationSpec(Spec):
     """Name, place and monitors of a run."""
 
-    name: str = Field(default="run", pattern=r"^[^\x00-\x1f/\\]{1,200}$", description="readable name of the run")
+    name: str = Field(
+        default="run",
+        pattern=r"^[^\x00-\x1f/\\]{1,200}$",
+        description="name of the run: 1 to 200 characters, no slashes",
+    )
     log_dir: str | None = Field(default=None, description="run directory; runs/<name> when absent")
     logging: LoggingSpec = Field(default_factory=LoggingSpec)
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)

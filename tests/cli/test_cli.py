@@ -12,6 +12,7 @@ import yaml
 
 from nanollama import cli
 from nanollama.api.client import Client
+from nanollama.api.errors import Unavailable
 from nanollama.api.schemas import Held, SyncRequest, TransitionRequest, WorkerRegistration
 from nanollama.api.status import AttemptState, RunState
 from tests.support.examples import experiment
@@ -118,6 +119,51 @@ def test_missing_file_and_unknown_run(n2n: N2n, tmp_path: Path, capsys: pytest.C
     for command in ("show", "logs", "cancel", "watch"):
         assert n2n(command, "r-unknown") == 1
         assert "r-unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--name", "x" * 300), ("--tag", ""), ("--notes", "x" * 10_001)])
+def test_options_of_submit_are_checked(
+    n2n: N2n, url: str, config: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    before = number_of_runs(url)
+    assert n2n("submit", config, option, value) == 2
+    errors = capsys.readouterr().err
+    assert option.removeprefix("--") in errors
+    assert "Traceback" not in errors
+    assert number_of_runs(url) == before
+
+
+def test_relative_data_is_that_of_the_shell(
+    n2n: N2n, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump(experiment() | {"data": {"path": "sets/train.h5", "batch_size": 8}}))
+    monkeypatch.chdir(tmp_path)
+    run_id = submitted(n2n, path, capsys)
+    with Client(url) as client:
+        assert client.run(run_id).config["data"]["path"] == str(tmp_path / "sets" / "train.h5")
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "../workers", "a/../b"])
+def test_ids_lead_nowhere_else(n2n: N2n, capsys: pytest.CaptureFixture[str], run_id: str) -> None:
+    assert n2n("cancel", run_id) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["rubbish", "ftp://x", "http://"])
+def test_an_address_that_is_none_is_bad_input(n2n: N2n, capsys: pytest.CaptureFixture[str], address: str) -> None:
+    assert n2n("runs", "--url", address) == 2
+    assert f"'{address}' is not the URL of a service" in capsys.readouterr().err
+
+
+def test_whoever_follows_waits_for_a_service_that_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+    patience = cli.Patience()
+
+    def away() -> str:
+        raise Unavailable("no answer")
+
+    assert [patience(away), patience(away), patience(lambda: "back"), patience(away)] == [None, None, "back", None]
+    assert capsys.readouterr().err == "no answer; waiting for it\n" * 2
 
 
 def test_no_service_names_the_remedy(n2n: N2n, capsys: pytest.CaptureFixture[str]) -> None:

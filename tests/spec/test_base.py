@@ -62,6 +62,22 @@ def test_types_are_strict(value: object) -> None:
     assert "optim.steps" in problems(data)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [("lr", "nan", "finite"), ("lr", float("nan"), "finite"), ("lr", "0.1", "without quotes"), ("steps", [3], "[3]")],
+)
+def test_wrong_values_are_shown_with_a_remedy(key: str, value: object, remedy: str) -> None:
+    data = experiment()
+    data["optim"][key] = value
+    assert remedy in problems(data)[f"optim.{key}"]
+
+
+@pytest.mark.parametrize("name", ["", "../evil", "x" * 201])
+def test_names_that_are_not_accepted_say_which_are(name: str) -> None:
+    data = experiment() | {"orchestration": {"name": name}}
+    assert "1 to 200 characters, no slashes" in problems(data)["orchestration.name"]
+
+
 def test_infinite_numbers_are_refused() -> None:
     data = experiment()
     nodes(data)[0]["alpha"] = float("inf")

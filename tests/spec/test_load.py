@@ -142,7 +142,7 @@ def test_overrides() -> None:
         ("nodes.x.alpha=1", "not an index"),
         ("a.b=1", "a is a plain value"),
         ("none.b=1", "none is empty"),
-        ("a=[1", "broken YAML"),
+        ("a=[1", "^a: broken YAML"),
     ],
 )
 def test_bad_overrides(argument: str, message: str) -> None:
@@ -165,9 +165,10 @@ def test_load_config_names_lines_of_the_file_but_not_of_arguments(tmp_path: Path
     data["model"]["emb_dim"] = 0
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(SpecError) as caught:
-        load_config(ExperimentSpec, [f"config={path}", "optim.steps=0"])
+        load_config(ExperimentSpec, [f"config={path}", "optim.steps=0", "data.gssm.nodes.1={name: Y}"])
     lines = {p.path: p.line for p in caught.value.problems}
     assert lines["optim.steps"] is None
+    assert lines["data.gssm.nodes.1.alpha"] is None
     assert lines["model.emb_dim"] is not None
 
 
@@ -183,7 +184,11 @@ def test_dump_and_load_round_trip() -> None:
 
 @settings(deadline=None)
 @given(
-    text=st.one_of(st.text(), st.from_regex(r"[-+.0-9eE_]{1,6}", fullmatch=True), st.sampled_from(["no", "1e5", "~"]))
+    text=st.one_of(
+        st.text(),
+        st.from_regex(r"[-+.0-9eE_]{1,6}", fullmatch=True),
+        st.sampled_from(["no", "1e5", "~", "\x85", "\u2028"]),
+    )
 )
 def test_any_string_is_dumped_so_that_it_is_read_back_as_that_string(text: str) -> None:
     data = {"name": text, "list": [text, text]}
