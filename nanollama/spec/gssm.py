@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from nanollama.spec.base import Problem, Problems, Spec, did_you_mean
 
@@ -37,16 +38,24 @@ class GSSMSpec(Spec):
 
     nodes: tuple[NodeSpec, ...] = Field(max_length=256, strict=False)
 
-    @model_validator(mode="after")
-    def _check_graph(self) -> GSSMSpec:
-        problems = _name_problems(self.nodes)
-        if not problems:
-            problems = _edge_problems(self.nodes) + _observed_problems(self.nodes)
-        if not problems:
-            problems = _cycle_problems(self) or _size_problems(self)
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_graph(cls, data: Any, handler: ModelWrapValidatorHandler[GSSMSpec]) -> GSSMSpec:
+        """Check the graph even where a node is invalid by itself, so that all problems are told at once."""
+        try:
+            spec = handler(data)
+        except ValidationError as error:
+            sketch = _sketch(data)
+            problems = _graph_problems(sketch) if sketch is not None else []
+            if not problems:
+                raise
+            found = [_line_error(item) for item in error.errors(include_url=False)]
+            found.append({"type": "value_error", "loc": (), "input": data, "ctx": {"error": Problems(problems)}})
+            raise ValidationError.from_exception_data(cls.__name__, found) from None
+        problems = _graph_problems(spec) or _size_problems(spec)
         if problems:
             raise Problems(problems)
-        return self
+        return spec
 
     @property
     def observed(self) -> NodeSpec:
@@ -82,6 +91,39 @@ class GSSMSpec(Spec):
                     return tuple(taken.values())
             if len(taken) == before:
                 raise ValueError("the latents form a cycle")
+
+
+def _sketch(data: Any) -> GSSMSpec | None:
+    """Names, edges and the observed node of a graph whose nodes are not all valid; None where even these are not."""
+    nodes = data.get("nodes") if isinstance(data, dict) else None
+    if not isinstance(nodes, list):
+        return None
+    sketches = []
+    for node in nodes:
+        known = node if isinstance(node, dict) else {}
+        name, parents, observed = known.get("name"), known.get("parents", []), known.get("observed", False)
+        if not (isinstance(name, str) and isinstance(parents, list) and isinstance(observed, bool)):
+            return None
+        if not all(isinstance(parent, str) for parent in parents):
+            return None
+        sketches.append(
+            NodeSpec.model_construct(name=name, state_dim=1, alpha=1.0, parents=tuple(parents), observed=observed)
+        )
+    return GSSMSpec.model_construct(nodes=tuple(sketches))
+
+
+def _line_error(item: ErrorDetails) -> InitErrorDetails:
+    details: InitErrorDetails = {"type": item["type"], "loc": item["loc"], "input": item["input"]}
+    if "ctx" in item:
+        details["ctx"] = item["ctx"]
+    return details
+
+
+def _graph_problems(spec: GSSMSpec) -> list[Problem]:
+    problems = _name_problems(spec.nodes)
+    if not problems:
+        problems = _edge_problems(spec.nodes) + _observed_problems(spec.nodes)
+    return problems or _cycle_problems(spec)
 
 
 def _name_problems(nodes: tuple[NodeSpec, ...]) -> list[Problem]:
@@ -176,6 +218,8 @@ def _size_problems(spec: GSSMSpec) -> list[Problem]:
             message = (
                 f"the {node.kernel_type} kernel of '{node.name}' has {entries:,} entries, over {MAX_TABLE_ENTRIES:,}"
             )
-            remedy = "use `kernel_type: product`, fewer parents or fewer states"
-            problems.append(Problem(path=f"nodes.{i}.kernel_type", message=message, remedy=remedy))
+            key, remedy = "kernel_type", "use `kernel_type: product`, fewer parents or fewer states"
+            if node.kernel_type == "product":
+                key, remedy = "state_dim", "use fewer states, here or in the largest parent"
+            problems.append(Problem(path=f"nodes.{i}.{key}", message=message, remedy=remedy))
     return problems

@@ -116,6 +116,24 @@ def test_dangling_parent_suggests_the_nearest() -> None:
     assert "did you mean 'slow_one'?" in problems(data)["data.gssm.nodes.1.parents.0"]
 
 
+def test_an_invalid_node_does_not_hide_what_is_wrong_with_the_graph() -> None:
+    data = experiment()
+    nodes(data)[0]["state_dim"] = 0
+    nodes(data)[1] |= {"parents": ["Q"], "alhpa": 1}
+    assert set(problems(data)) == {
+        "data.gssm.nodes.0.state_dim",
+        "data.gssm.nodes.1.alhpa",
+        "data.gssm.nodes.1.parents.0",
+    }
+
+
+@pytest.mark.parametrize("broken", [3, None, {"name": 3}, {"name": "A", "parents": 3}, {"name": "A", "parents": [3]}])
+def test_nodes_that_are_no_nodes_are_reported_alone(broken: object) -> None:
+    data = experiment()
+    nodes(data)[0] = broken  # type: ignore[call-overload]
+    assert all(path.startswith("data.gssm.nodes.0") for path in problems(data))
+
+
 def test_a_cycle_is_spelt_out() -> None:
     data = experiment()
     nodes(data)[0]["parents"] = ["Y"]
