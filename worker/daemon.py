@@ -198,11 +198,11 @@ class Daemon:
             return
         record = Record(lease, directory, lease.state, "cancel" if lease.cancel_requested else None)
         self._journal.hold(record)
-        self._follow(record)
+        self._follow(record, untouched=lease.epoch == 1)
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def _follow(self, record: Record) -> None:
+    def _follow(self, record: Record, *, untouched: bool = False) -> None:
         job = Job(
             record,
             executor=self._executor,
@@ -211,6 +211,7 @@ class Daemon:
             pace=self._pace,
             grace=self._settings.grace,
             on_over=self._on_over,
+            untouched=untouched,
             clock=self._clock,
         )
         with self._lock:

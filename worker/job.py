@@ -39,6 +39,7 @@ class Job:
         pace: how often to ship.
         grace: seconds that a run which is interrupted has to save and stop by itself.
         on_over: called when the job is over for this worker: reported, or lost to another.
+        untouched: whether nobody can have started it before: no earlier life of this worker, no other worker.
         clock: tells the time in seconds, from any origin.
     """
 
@@ -52,6 +53,7 @@ class Job:
         pace: Pace,
         grace: float,
         on_over: Callable[[Job], None],
+        untouched: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._record = record
@@ -64,12 +66,15 @@ class Job:
         self._pace = pace
         self._grace = grace
         self._on_over = on_over
+        self._untouched = untouched
         self._clock = clock
         self._shipper = Shipper(record.directory, self._put)
         self._lock = threading.Lock()  # guards the record
         self._wake = threading.Event()
         self._detached = self._lost = self._reported = self._done = self._hurry = False
         self._outcome: Outcome | None = None
+        self._stuck_since: float | None = None  # since when its directory cannot be used
+        self._silent = False  # given up before anything could write: there is nothing to ship
         self._escalation: list[tuple[float, Callable[[], None]]] | None = None
         self._backoff = Backoff()
         self._next_talk = 0.0
@@ -162,7 +167,13 @@ class Job:
 
     def _advance(self) -> None:
         """Look, and do what follows from it."""
-        status = self._executor.look(self.attempt)
+        try:
+            status = self._executor.look(self.attempt)
+        except OSError as error:
+            if not self._untouched:
+                raise  # it may be running, only out of sight
+            self._bear(error)
+            return
         if status.phase is Phase.ABSENT:
             self._begin()
         elif status.phase is Phase.FAILED_TO_START:
@@ -179,14 +190,39 @@ class Job:
         """Start what has not been started."""
         if self._record.state is not AttemptState.LEASED or self._journal.pending(self._record):
             self._conclude(Status(Phase.VANISHED, reason=f"its files are gone from {self.attempt.directory}"))
-        elif self._record.ending is not None:
-            self._executor.forbid(self.attempt, self._forbidder)  # the next look tells who has won
-        else:
-            log.info("%s: starting in %s", self._title, self.attempt.directory)
-            try:
+            return
+        try:
+            if self._record.ending is not None:
+                self._executor.forbid(self.attempt, self._forbidder)  # the next look tells who has won
+            else:
+                log.info("%s: starting in %s", self._title, self.attempt.directory)
                 self._executor.start(self.attempt)
-            except Refused as refusal:
-                self._give_up(Outcome(AttemptState.FAILED, str(refusal)))
+        except Refused as refusal:
+            self._give_up(Outcome(AttemptState.FAILED, str(refusal)))
+        except OSError as error:
+            self._bear(error)
+        else:
+            self._untouched, self._stuck_since = False, None
+
+    def _bear(self, error: OSError) -> None:
+        """Nothing has been started, and its directory cannot be used: hope for a while, then give up.
+
+        Raises:
+            OSError: the error, as long as there is hope.
+        """
+        now = self._clock()
+        if self._stuck_since is None:
+            self._stuck_since = now
+        if now - self._stuck_since < _PATIENCE_SECONDS:
+            raise error
+        directory = self.attempt.directory
+        outcome = Outcome(
+            AttemptState.FAILED, f"cannot write {directory}: {error.strerror or error} - check the worker's --run-root"
+        )
+        if self._record.ending is not None:
+            outcome = judge(directory, Status(Phase.FORBIDDEN, forbidder=self._forbidder), None)
+        self._give_up(outcome)
+        self._silent = self._outcome is not None
 
     def _give_up(self, outcome: Outcome) -> None:
         """It cannot be started: make sure that nobody else is about to, then report it."""
@@ -249,7 +285,7 @@ class Job:
         drained = False
         try:
             self._send_reports()
-            drained = self._reported or self._shipper.ship(final=self._outcome is not None)
+            drained = self._reported or self._silent or self._shipper.ship(final=self._outcome is not None)
             if drained and self._outcome is not None and not self._reported:
                 self._intend_outcome(self._outcome)
                 self._send_reports()

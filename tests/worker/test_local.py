@@ -254,10 +254,10 @@ def test_a_config_that_cannot_be_read_is_refused_with_its_place(attempt: Attempt
         LocalExecutor().start(Attempt(attempt.id, attempt.directory, "gssm.train", config))
 
 
-def test_a_directory_that_cannot_be_made_is_refused(attempt: Attempt, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_no_refusal(attempt: Attempt, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     directory = tmp_path / "file" / "1"
-    with pytest.raises(Refused, match=r"cannot start in .*: Not a directory"):
+    with pytest.raises(NotADirectoryError):  # it may be there again in a moment
         LocalExecutor().start(Attempt(attempt.id, directory, "gssm.train", experiment()))
 
 

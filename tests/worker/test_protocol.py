@@ -19,8 +19,9 @@ from nanollama.api.status import AttemptState
 from tests.support.examples import experiment
 from tests.support.lease_service import LeaseService
 from worker.daemon import Daemon
-from worker.executors.base import Phase
+from worker.executors.base import Attempt, Executor, Phase, Status
 from worker.executors.fake import FakeExecutor
+from worker.executors.local import LocalExecutor
 from worker.job import Job
 from worker.journal import Journal
 from worker.settings import Settings
@@ -31,10 +32,11 @@ RESULT = {"step": 10, "tokens": 100, "seconds": 1.0}
 class Bench:
     """A worker whose threads are this one: each job moves by `tick`, the clock by `advance`."""
 
-    def __init__(self, folder: Path, *, slots: int = 2) -> None:
+    def __init__(self, folder: Path, *, slots: int = 2, executor: Executor | None = None) -> None:
         self.folder = folder
         self.service = LeaseService(patient=False)
         self.executor = FakeExecutor()
+        self.used = executor or self.executor
         self.client = Client("http://service", transport=self.service.transport, retries=0)
         self.settings = Settings(
             url="http://service",
@@ -59,7 +61,7 @@ class Bench:
             self.settings,
             journal=self.journal,
             client=self.client,
-            executor=self.executor,
+            executor=self.used,
             follow=self.jobs.append,
             clock=lambda: self.now,
         )
@@ -398,6 +400,78 @@ def test_a_run_that_cannot_start_fails_with_the_reason(bench: Bench) -> None:
     bench.settle()
     assert states(bench, "a") == ["FAILED"]
     assert attempt.ended.reason == "the disk is full"
+
+
+@pytest.fixture(params=[FakeExecutor, LocalExecutor])
+def rootless(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A worker that has taken the run "a", and whose run root has become a file."""
+    with closing(Bench(tmp_path, executor=request.param())) as bench:
+        bench.settings.run_root.write_text("")
+        bench.service.add("a", experiment())
+        for _ in range(2):
+            bench.sync()
+        yield bench
+
+
+def bear(bench: Bench) -> None:
+    """The job hopes for a while."""
+    for _ in range(10):
+        with pytest.raises(NotADirectoryError):
+            bench.tick()
+
+
+def test_a_run_root_that_cannot_be_written_fails_the_run_after_a_while(rootless: Bench) -> None:
+    bear(rootless)
+    assert states(rootless, "a") == []
+    rootless.tick()
+    assert states(rootless, "a") == ["FAILED"]
+    reason = f"cannot write {rootless.directory('a')}: Not a directory - check the worker's --run-root"
+    assert rootless.service.attempts["a"].ended.reason == reason
+    assert (rootless.jobs, rootless.journal.held()) == ([], [])
+
+
+def test_a_cancel_needs_no_run_root(rootless: Bench) -> None:
+    bear(rootless)
+    rootless.service.cancel("a")
+    rootless.sync()
+    for _ in range(2):
+        rootless.tick()
+    assert states(rootless, "a") == ["CANCELLED"]
+
+
+def test_a_run_root_that_comes_back_in_time_costs_nothing(bench: Bench) -> None:
+    bench.settings.run_root.write_text("")
+    bench.service.add("a", experiment())
+    for _ in range(2):
+        bench.sync()
+    bear(bench)
+    bench.settings.run_root.unlink()
+    for _ in range(2):
+        bench.tick()
+    assert states(bench, "a") == ["RUNNING"]
+
+
+@pytest.mark.parametrize("life", ["same", "next"])
+def test_what_may_run_out_of_sight_is_never_given_up(tmp_path: Path, life: str) -> None:
+    class Hidden(FakeExecutor):
+        """Loses sight of what it has started, before anybody has seen it."""
+
+        def look(self, attempt: Attempt) -> Status:
+            if attempt.id in self.starts:
+                raise NotADirectoryError(20, "Not a directory")
+            return super().look(attempt)
+
+    with closing(Bench(tmp_path, executor=Hidden())) as bench:
+        bench.service.add("a", experiment())
+        for _ in range(2):
+            bench.sync()
+        bench.tick()
+        if life == "next":
+            bench.crash()
+        bear(bench)
+        bench.now += 1000
+        bear(bench)
+        assert states(bench, "a") == []
 
 
 def test_a_run_id_that_leads_elsewhere_is_refused(bench: Bench) -> None:

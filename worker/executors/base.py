@@ -75,6 +75,7 @@ class Executor(Protocol):
 
         Raises:
             Refused: it cannot be started, now or later.
+            OSError: it cannot be started at the moment; nothing has been.
         """
 
     def look(self, attempt: Attempt) -> Status:

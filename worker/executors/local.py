@@ -78,15 +78,13 @@ class LocalExecutor:
         """Start a supervisor; it does nothing when the attempt has been claimed.
 
         Raises:
-            Refused: an app or config that cannot be run, or a directory that cannot be written.
+            Refused: an app or config that cannot be run.
+            OSError: a directory that cannot be written; nothing has been started.
         """
         spec = read_spec(attempt)
-        try:
-            attempt.directory.mkdir(parents=True, exist_ok=True)
-            write_atomic(attempt.directory / CONFIG, dump_yaml(spec).encode())
-            child = self._spawn(attempt, spec)
-        except OSError as error:
-            raise Refused(f"cannot start in {attempt.directory}: {error.strerror}") from error
+        attempt.directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(attempt.directory / CONFIG, dump_yaml(spec).encode())
+        child = self._spawn(attempt, spec)
         with self._lock:
             self._children[attempt.id] = child
 
