@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
-DEFAULT_DATABASE_URL = "sqlite:///.n2n/n2n.db"
+DEFAULT_DATABASE_URL = "sqlite:///.n2n/n2n.sqlite"
 ENVIRONMENT = {
     "N2N_DATABASE_URL": "database_url",
     "N2N_HOST": "host",
@@ -85,9 +85,23 @@ def load_settings(environment: Mapping[str, str], **arguments: Any) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise SettingsError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise _refusal(error, arguments) from None
+
+
+def _refusal(error: ValidationError, arguments: Mapping[str, Any]) -> SettingsError:
+    """The first problem, by the name under which the value was given."""
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0])
+    variable = next((name for name, known in ENVIRONMENT.items() if known == field), None)
+    given = arguments.get(field) is not None or variable is None
+    place = f"--{field.replace('_', '-')}" if given else f"${variable}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":  # ours say what they have found, and keep passwords to themselves
+        message = message.replace("Input should", "should")
+        for long, short in (("less than or equal to", "at most"), ("greater than or equal to", "at least")):
+            message = message.replace(long, short)
+        message += f", found {first['input']}"
+    return SettingsError(f"{place}: {message}")
 
 
 def parse_database_url(text: str) -> URL:
@@ -96,7 +110,7 @@ def parse_database_url(text: str) -> URL:
     Raises:
         ValueError: not a URL, or not of SQLite or Postgres; the message never holds a password.
     """
-    example = "use sqlite:///path/to/n2n.db or postgresql://user@host/name"
+    example = "use sqlite:///path/to/n2n.sqlite or postgresql://user@host/name"
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

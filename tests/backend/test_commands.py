@@ -57,13 +57,35 @@ def test_a_bad_database_url(
 
 @pytest.mark.parametrize(
     ("variable", "value", "word"),
-    [("N2N_PORT", "many", "port"), ("N2N_PORT", "99999", "port"), ("N2N_LOG_LEVEL", "loud", "log-level")],
+    [
+        ("N2N_PORT", "many", "should be a valid integer"),
+        ("N2N_PORT", "99999", "should be at most 65535, found 99999"),
+        ("N2N_LOG_LEVEL", "loud", "found loud"),
+        ("N2N_HOST", "0.0.0.0", "refusing to listen on '0.0.0.0'"),
+    ],
 )
 def test_a_bad_environment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, word: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert refusal(capsys, "serve").startswith(f"error: {word}: ")
+    message = refusal(capsys, "serve")
+    assert message.startswith(f"error: ${variable}: ")
+    assert word in message
+
+
+def test_a_bad_argument_is_named_as_it_was_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2N_PORT", "8420")
+    assert refusal(capsys, "serve", "--port", "99999") == "error: --port: should be at most 65535, found 99999\n"
+    assert refusal(capsys, "serve", "--port", "-1") == "error: --port: should be at least 0, found -1\n"
+    assert refusal(capsys, "serve", "--host", "0.0.0.0").startswith("error: --host: refusing to listen on '0.0.0.0': ")
+
+
+def test_the_database_has_one_name_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["migrate"]) == 0
+    capsys.readouterr()
+    assert (tmp_path / ".n2n" / "n2n.sqlite").is_file()
 
 
 def test_a_database_without_the_schema(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
