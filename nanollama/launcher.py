@@ -21,7 +21,14 @@ from types import FrameType
 from pydantic import BaseModel, ConfigDict, Field
 
 from nanollama.cluster.slurm import Job, batch_script, parse_job_id, sbatch_arguments
-from nanollama.monitor.attempt import create_attempt, discard_attempt, finished_result, read_stopped, run_directory
+from nanollama.monitor.attempt import (
+    create_attempt,
+    discard_attempt,
+    finished_result,
+    placed_by,
+    read_stopped,
+    run_directory,
+)
 from nanollama.monitor.summary import describe
 from nanollama.spec.base import Problem, SpecError, did_you_mean, parse
 from nanollama.spec.cluster import ClusterSpec, LauncherSpec, SlurmSpec
@@ -70,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     if slurm and shutil.which("sbatch") is None:
         remedy = "start this on a login node of the cluster, or use launcher.kind=local"
         raise SpecError([Problem(path="launcher.kind", message="there is no sbatch on this machine", remedy=remedy)])
-    attempt_dir = create_attempt(run_dir, config)
+    attempt_dir = create_attempt(run_dir, config, placed_by=placed_by(launch.launcher))
     job = Job(
         name=launch.orchestration.name,
         attempt_dir=attempt_dir,
@@ -157,4 +164,4 @@ def submit(job: Job, spec: SlurmSpec) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, usage=__doc__))

@@ -253,15 +253,13 @@ class Filter:
         cost = f"{' x '.join(map(str, self._dims)) or 1} = {states:,} joint states"
         problems = []
         if operations > max_operations:
-            problems.append(f"{cost} cost {operations:,} multiplications a token, over {max_operations:,}")
+            problems.append(f"cost {operations:,} multiplications a token, over {max_operations:,}")
         if fixed + each > memory_budget:
-            problems.append(f"{cost} need {fixed + each:,} bytes for a single sequence, over {memory_budget:,}")
+            problems.append(f"need {fixed + each:,} bytes for a single sequence, over {memory_budget:,}")
         if problems:
-            remedy = "use fewer or smaller latents, fewer parents, or a larger budget"
-            raise SpecError(
-                Problem(path="gssm.nodes", message=f"the exact bound is out of reach: {text}", remedy=remedy)
-                for text in problems
-            )
+            message = f"the exact bound is out of reach: {cost} {' and '.join(problems)}"
+            remedy = "use fewer or smaller latents, or fewer parents"
+            raise SpecError([Problem(path="gssm.nodes", message=message, remedy=remedy)])
         return (memory_budget - fixed) // each
 
 

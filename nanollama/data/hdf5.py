@@ -326,7 +326,10 @@ def target_problems(paths: Sequence[str], *, overwrite: bool) -> list[Problem]:
         path = Path(name).resolve()
         place = next(parent for parent in path.parents if parent.exists())
         message = remedy = None
-        if path.is_dir():
+        same = next((j for j in range(i) if Path(paths[j]).resolve() == path), None)
+        if same is not None:
+            message, remedy = f"{name} is the same file as {paths[same]} of sets.{same}", "choose another path"
+        elif path.is_dir():
             message, remedy = f"{name} is a directory", "name a file"
         elif path.exists() and not overwrite:
             message, remedy = f"{name} exists", "choose another path, remove it, or set overwrite=true"

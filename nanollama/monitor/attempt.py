@@ -32,6 +32,11 @@ def run_directory(launcher: LauncherSpec, orchestration: OrchestrationSpec) -> P
     return Path(log_dir) if log_dir else RUNS / orchestration.name
 
 
+def placed_by(launcher: LauncherSpec) -> str:
+    """The key that would move the run directory: the one that has placed it, or the one to place it with."""
+    return "launcher.log_dir" if launcher.log_dir else "orchestration.log_dir"
+
+
 def finished_result(run_dir: Path, spec: ExperimentSpec) -> Result | None:
     """The result of this config in the run directory, if its newest attempt has one. Nothing is written.
 
@@ -45,8 +50,13 @@ def finished_result(run_dir: Path, spec: ExperimentSpec) -> Result | None:
     return read_result(newest)
 
 
-def create_attempt(run_dir: Path, config: str) -> Path:
+def create_attempt(run_dir: Path, config: str, *, placed_by: str = "orchestration.log_dir") -> Path:
     """Create the directory of the next attempt, with the YAML of its config in it.
+
+    Args:
+        run_dir: of the run.
+        config: YAML text.
+        placed_by: the key to blame when the directory cannot be used.
 
     Raises:
         SpecError: the directory cannot be written to; then nothing has been created.
@@ -58,7 +68,7 @@ def create_attempt(run_dir: Path, config: str) -> Path:
         write_atomic(attempt_dir / CONFIG, config.encode())
     except OSError as error:
         message = f"cannot write to the run directory {run_dir.absolute()}: {error.strerror}"
-        raise SpecError([Problem(path="orchestration.log_dir", message=message, remedy="choose another")]) from None
+        raise SpecError([Problem(path=placed_by, message=message, remedy="choose another")]) from None
     return attempt_dir
 
 
@@ -128,7 +138,9 @@ def _essence(spec: ExperimentSpec) -> ExperimentSpec:
 
 def _check_same_run(run_dir: Path, stored: ExperimentSpec, spec: ExperimentSpec) -> None:
     old, new = (_essence(config).model_dump(mode="json") for config in (stored, spec))
-    remedy = "choose another orchestration.name or orchestration.log_dir, or restore the key"
+    key = placed_by(spec.launcher)
+    place = key if spec.launcher.log_dir or spec.orchestration.log_dir else f"orchestration.name or {key}"
+    remedy = f"choose another {place}, or restore the key"
     problems = [
         Problem(path=path, message=f"is {_short(ours)}, but {run_dir} holds a run with {_short(theirs)}", remedy=remedy)
         for path, theirs, ours in islice(_differences(old, new), 3)

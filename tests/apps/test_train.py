@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -192,6 +194,57 @@ def test_a_stop_is_saved_said_and_continued(tmp_path: Path) -> None:
     assert not (attempt_dir / RESULT).exists()
     assert main([f"config={config}", f"attempt_dir={tmp_path / 'run' / '2'}"]) == 0
     assert [line.step for line in metrics(tmp_path / "run" / "2")] == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_run_by_hand_saves_and_the_same_command_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    original = Trainer.train_step
+
+    def signalled_step(trainer: Trainer, monitor: Monitor) -> bool:
+        if trainer.step == 2:
+            os.kill(os.getpid(), number)
+        return original(trainer, monitor)
+
+    monkeypatch.setattr(Trainer, "train_step", signalled_step)
+    assert train(config, tmp_path / "run") == 75
+    assert "stopped after step 3; checkpoint saved; the same command continues\n" in capsys.readouterr().err
+    attempt_dir = tmp_path / "run" / "1"
+    assert [event.kind for event in events(attempt_dir)] == ["started", "checkpoint_saved", "preempted"]
+    stopped = Stopped.model_validate_json((attempt_dir / STOPPED).read_bytes())
+    assert (stopped.exit_code, stopped.step) == (75, 3)
+
+    monkeypatch.undo()
+    assert train(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "whole") == 0
+    whole = reproducible(metrics(tmp_path / "whole" / "1"), after=3)
+    assert reproducible(metrics(tmp_path / "run" / "2")) == whole
+
+
+def test_a_second_signal_interrupts_a_run_by_hand_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(_trainer: Trainer, _monitor: Monitor) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(Trainer, "train_step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(write_config(tmp_path / "c.yaml"), tmp_path / "run")
+    assert not (tmp_path / "run" / "1" / STOPPED).exists()
+
+
+def test_a_run_in_a_chosen_directory_leaves_signals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def look(_trainer: Trainer, _monitor: Monitor) -> NoReturn:
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "train_step", look)
+    with pytest.raises(Killed):
+        main([f"config={write_config(tmp_path / 'c.yaml')}", f"attempt_dir={tmp_path / 'run' / '1'}"])
 
 
 def test_a_stop_that_comes_with_the_last_step_changes_nothing(tmp_path: Path) -> None:

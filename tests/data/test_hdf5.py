@@ -288,6 +288,19 @@ def test_targets_are_checked_without_creating_anything(tmp_path):
         assert "is not writable" in problem.message
 
 
+def test_one_file_under_two_spellings_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    names = ["a.h5", "./a.h5", str(tmp_path / "a.h5"), "real/b.h5", "link/b.h5", "real/a.h5"]
+    found = {p.path: p.message for p in target_problems(names, overwrite=True)}
+    assert found == {
+        "sets.1.path": "./a.h5 is the same file as a.h5 of sets.0",
+        "sets.2.path": f"{tmp_path}/a.h5 is the same file as a.h5 of sets.0",
+        "sets.4.path": "link/b.h5 is the same file as real/b.h5 of sets.3",
+    }
+
+
 def test_the_script_writes_sets_with_their_entropy(tmp_path, capsys):
     assert run_command(app.main, [f"config={config(tmp_path)}"]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -355,3 +368,15 @@ def test_the_entropy_script_prints_the_bound_of_a_config(tmp_path, capsys):
     assert "nats/token over 50 sequences" in capsys.readouterr().out
     assert run_command(entropy_app.main, [*arguments, "num_sequences=1"]) == 2
     assert "error: num_sequences: '1' is not a number of sequences" in capsys.readouterr().err
+
+
+def test_the_entropy_script_blames_the_key_that_holds_the_graph(tmp_path, capsys):
+    arguments = [f"config={ROOT / 'configs/gssm/debug.yaml'}"]
+    assert run_command(entropy_app.main, [*arguments, "data.gssm.nodes.0.mode=context"]) == 2
+    assert capsys.readouterr().err.startswith("error: data.gssm.nodes: context mode (")
+    path = config(tmp_path, gssm=graph(mode="context").model_dump(mode="json"))
+    assert run_command(app.main, [f"config={path}"]) == 0
+    capsys.readouterr()
+    data = f"data={{path: {tmp_path / 'out' / 'train.h5'}, batch_size: 4}}"
+    assert run_command(entropy_app.main, [*arguments, data]) == 2
+    assert capsys.readouterr().err.startswith("error: data.path: context mode (")

@@ -140,5 +140,8 @@ def test_graphs_without_an_exact_score_train_without_a_scorer():
     huge = GSSMSpec(nodes=(*latents, SPEC.nodes[1].model_copy(update={"parents": tuple(names)})))
     loader = build_loader(ONLINE.model_copy(update={"gssm": huge}), rank=0, world_size=1)
     assert loader.scorer is None
-    assert "the exact bound is out of reach: 8 x 8" in loader.scorer_note
+    assert loader.scorer_note.count("the exact bound is out of reach: 8 x 8") == 1
+    assert " multiplications a token, over " in loader.scorer_note
+    assert " bytes for a single sequence, over " in loader.scorer_note
+    assert loader.scorer_note.endswith(" - use fewer or smaller latents, or fewer parents")
     assert loader.batch(0).shape == (12, 9)

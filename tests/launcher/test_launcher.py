@@ -77,6 +77,16 @@ def test_any_module_can_be_run_with_its_config(
     assert capfd.readouterr().out == "question: why\n\n"
 
 
+@pytest.mark.parametrize("key", ["launcher.log_dir", "orchestration.log_dir"])
+def test_the_key_that_names_an_unusable_directory_is_blamed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    (tmp_path / "file").touch()
+    config = write_config(tmp_path / "c.yaml")
+    assert run_command(main, [SCRIPT, f"config={config}", f"{key}={tmp_path / 'file' / 'run'}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {key}: cannot write to the run directory")
+
+
 def test_a_job_is_submitted_with_everything_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

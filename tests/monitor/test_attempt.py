@@ -59,6 +59,8 @@ def test_an_unwritable_run_directory_is_named_and_nothing_is_created(tmp_path: P
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match=f"cannot write to the run directory {tmp_path}/file/run: Not a directory"):
         create_attempt(tmp_path / "file" / "run", "")
+    with pytest.raises(SpecError, match=r"^launcher\.log_dir: cannot write"):
+        create_attempt(tmp_path / "file" / "run", "", placed_by="launcher.log_dir")
     with pytest.raises(SpecError, match="attempt_dir: cannot write to"):
         claim_attempt(tmp_path / "file" / "1")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -118,6 +120,14 @@ def test_what_a_run_learns_may_not(tmp_path: Path, changes: dict[str, Any], mess
     assert training_hash(other) != training_hash(spec())
     with pytest.raises(SpecError, match=message):
         finished_result(tmp_path, other)
+
+
+def test_another_place_is_proposed_by_the_key_that_has_chosen_this_one(tmp_path: Path) -> None:
+    create_attempt(tmp_path, dump_yaml(spec()))
+    here = {"log_dir": str(tmp_path)}
+    for place in ("launcher", "orchestration"):
+        with pytest.raises(SpecError, match=rf"choose another {place}\.log_dir, or restore the key"):
+            finished_result(tmp_path, spec(optim={"lr": 0.5}, **{place: here}))
 
 
 def test_the_difference_inside_a_graph_is_pointed_at(tmp_path: Path) -> None:

@@ -1,4 +1,9 @@
-"""Generate offline sets: python -m nanollama.apps.gssm.data config=configs/gssm/data.yaml [key.sub=value …]."""
+"""Generate offline sets: sequences of a GSSM in HDF5 files.
+
+    python -m nanollama.apps.gssm.data config=configs/gssm/data.yaml [key.sub=value …]
+
+Exit codes: 0 all sets are written, 2 bad input, 130 interrupted: the set that was being written is removed.
+"""
 
 from __future__ import annotations
 
@@ -87,4 +92,4 @@ def generate(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, usage=__doc__))

@@ -1,4 +1,9 @@
-"""Entropy bound: python -m nanollama.apps.gssm.entropy config=… [num_sequences=N] [key.sub=value …]."""
+"""Print the entropy bound of a config's data, estimated from fresh sequences.
+
+    python -m nanollama.apps.gssm.entropy config=configs/gssm/debug.yaml [num_sequences=N] [key.sub=value …]
+
+Exit codes: 0 done, 2 bad input or a graph without an exact bound, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +30,17 @@ def main(arguments: Sequence[str]) -> int:
         if argument.startswith("num_sequences="):
             num_sequences = _count(argument.partition("=")[2])
     data = load_config(ExperimentSpec, [a for a in arguments if not a.startswith("num_sequences=")]).data
+    online = isinstance(data, OnlineData)
     if isinstance(data, OnlineData):
         kernels, seq_len = draw_kernels(data.gssm, data.seed), data.seq_len
     else:
         reader = DatasetReader(data.path)
         kernels, seq_len = reader.kernels(), reader.seq_len
-    print(entropy(kernels, seq_len, num_sequences))
+    try:
+        print(entropy(kernels, seq_len, num_sequences))
+    except SpecError as error:  # its places are relative to what holds the graph: here a section, or the file
+        placed = [(f"data.{problem.path}" if online else "data.path", problem) for problem in error.problems]
+        raise SpecError(problem.model_copy(update={"path": path}) for path, problem in placed) from None
     return 0
 
 
@@ -42,4 +52,4 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, usage=__doc__))

@@ -5,7 +5,11 @@
 
 Shapes: B sequences of this rank, T tokens of a sequence, V vocabulary.
 
-Exit codes: 0 finished, 2 bad input, 75 stopped on request (start again to continue), 1 anything else.
+Exit codes: 0 finished, 2 bad input, 75 stopped on request (start again to continue), 130 interrupted, 1 anything else.
+
+Started by hand, without attempt_dir, the first SIGINT or SIGTERM is a request to stop: the step is finished, a
+checkpoint saved, and the exit code is 75. A second one interrupts at once. With attempt_dir both end the run at once:
+who has chosen the directory asks for a stop by a file in it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +30,19 @@ from torch.nn import functional
 from nanollama.cluster.cluster import Cluster, accumulating, leave, open_cluster, this_rank
 from nanollama.data.loader import Loader, build_loader
 from nanollama.model.build import build_model, num_parameters
-from nanollama.monitor.attempt import claim_attempt, create_attempt, finished_result, run_directory, write_stopped
+from nanollama.monitor.attempt import (
+    claim_attempt,
+    create_attempt,
+    finished_result,
+    placed_by,
+    run_directory,
+    write_stopped,
+)
 from nanollama.monitor.monitor import Monitor
 from nanollama.monitor.summary import FinalWindow, describe, in_final_window
 from nanollama.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
 from nanollama.spec.base import Problem, SpecError
-from nanollama.spec.command import run_command
+from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import dump_yaml, load_config
 from nanollama.spec.rundir import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Stopped
@@ -46,10 +58,16 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """What one rank trains with. After `step` optimizer steps it has trained on `tokens` predicted tokens."""
+    """What one rank trains with. After `step` optimizer steps it has trained on `tokens` predicted tokens.
 
-    def __init__(self, spec: ExperimentSpec, cluster: Cluster, loader: Loader, model: nn.Module) -> None:
+    `signalled` tells whether this process has been told by a signal to stop.
+    """
+
+    def __init__(
+        self, spec: ExperimentSpec, cluster: Cluster, loader: Loader, model: nn.Module, signalled: Callable[[], bool]
+    ) -> None:
         self.spec = spec
+        self.signalled = signalled
         self.cluster = cluster
         self.loader = loader
         self.model = model
@@ -96,7 +114,8 @@ class Trainer:
         batch_BT = self.loader.batch(self.step)
         loss = self.backward(batch_BT.to(self.cluster.device))
         grad_norm = clip_gradient(self.model, optim.clip)
-        stopping = torch.tensor(float(monitor.stop_requested()), dtype=torch.float64, device=self.cluster.device)
+        vote = monitor.stop_requested() or self.signalled()
+        stopping = torch.tensor(float(vote), dtype=torch.float64, device=self.cluster.device)
         mean_loss, norm, votes = self.cluster.mean(torch.stack([loss, grad_norm.double(), stopping])).tolist()
 
         step = self.step + 1
@@ -186,8 +205,8 @@ def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, nn.Module]:
     return loader, build_model(spec.model, loader.vocab_size).to(cluster.device)
 
 
-def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster) -> int:
-    """Find or make the attempt's directory and train in it; returns the exit code.
+def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signalled: Callable[[], bool]) -> int:
+    """Find or make the attempt's directory and train in it, until the end or a stop; returns the exit code.
 
     Raises:
         SpecError: with nothing created.
@@ -200,10 +219,16 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster) -> int
                 print(f"{run_dir} is finished: {describe(result)}")
             return 0
     loader, model = cluster.together(lambda: build(spec, cluster))
-    directory = attempt_dir or cluster.from_first(lambda: create_attempt(run_dir, dump_yaml(spec)))
+    place = placed_by(spec.launcher)
+    directory = attempt_dir or cluster.from_first(lambda: create_attempt(run_dir, dump_yaml(spec), placed_by=place))
     with Monitor(spec, directory, cluster.rank) as monitor:
         log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
-        return Trainer(spec, cluster, loader, model).train(monitor)
+        trainer = Trainer(spec, cluster, loader, model, signalled)
+        code = trainer.train(monitor)
+    if code == EXIT_INTERRUPTED and attempt_dir is None and cluster.first:
+        message = f"stopped after step {trainer.step}; checkpoint saved; the same command continues"
+        print(message, file=sys.stderr)
+    return code
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -219,8 +244,10 @@ def main(arguments: Sequence[str]) -> int:
         claim_attempt(attempt_dir)
     try:
         spec = load_config(ExperimentSpec, [a for a in arguments if not a.startswith(ATTEMPT_DIR)])
-        with open_cluster(spec.cluster) as cluster:
-            return run(spec, attempt_dir, cluster)
+        by_hand = attempt_dir is None
+        signals = stop_signals(second_interrupts=True) if by_hand else nullcontext(lambda: False)
+        with signals as signalled, open_cluster(spec.cluster) as cluster:
+            return run(spec, attempt_dir, cluster, signalled)
     except SpecError as error:
         if not first:
             return EXIT_BAD_INPUT  # rank 0 says why
@@ -247,4 +274,4 @@ def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    leave(run_command(main, usage=__doc__))
