@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 import nanollama
 from backend.checkpoints.endpoints import router as checkpoints_router
 from backend.database import Database
-from backend.deps import Clock, Context, ContextDep, error_responses, utc_now
+from backend.deps import Clock, Context, ContextDep, error_responses, refuse_unknown_queries, utc_now
 from backend.errors import MEDIA_TYPE, install_error_handlers
 from backend.experiments.endpoints import router as experiments_router
 from backend.metrics.endpoints import router as metrics_router
@@ -72,7 +72,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.context = context
-    api = APIRouter(prefix="/api/v1")
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_unknown_queries)])
     for router in (
         specs_router,
         experiments_router,

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator
 
 from backend.database import Database
+from backend.ids import is_id
 from backend.notifier import Notifier
 from backend.settings import Settings
+from nanollama.api.errors import InvalidRequest
 from nanollama.api.schemas import ErrorBody
+from nanollama.spec.base import Problem, did_you_mean
 
 Clock = Callable[[], datetime]
 
@@ -46,6 +52,45 @@ WorkerId = Annotated[
     str,
     Path(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:@-]+$", description="id that the worker chose"),
 ]
+
+
+def _check_cursor(prefix: str) -> Callable[[str], str]:
+    def check(cursor: str) -> str:
+        if not is_id(prefix, cursor):
+            raise ValueError(f"{cursor!r} is not a cursor; give `next_cursor` of the page before, or none")
+        return cursor
+
+    return check
+
+
+_CursorQuery = Query(max_length=32, description="`next_cursor` of the page before")
+RunCursor = Annotated[Annotated[str, AfterValidator(_check_cursor("r"))] | None, _CursorQuery]
+ExperimentCursor = Annotated[Annotated[str, AfterValidator(_check_cursor("e"))] | None, _CursorQuery]
+
+
+def refuse_unknown_queries(request: Request) -> None:
+    """A parameter that a GET endpoint does not have is misspelt: the answer without it would be another's.
+
+    Raises:
+        InvalidRequest: with a problem for each.
+    """
+    route = request.scope.get("route")
+    if request.method != "GET" or not isinstance(route, APIRoute):
+        return
+    known = _query_names(route.dependant)
+    problems = [
+        Problem(path=name, message="unknown query parameter", remedy=did_you_mean(name, known))
+        for name in dict.fromkeys(request.query_params)
+        if name not in known
+    ]
+    if problems:
+        raise InvalidRequest(f"the request is invalid: {'; '.join(str(problem) for problem in problems[:3])}", problems)
+
+
+def _query_names(dependant: Dependant) -> list[str]:
+    own = [field.alias for field in dependant.query_params]
+    return own + [name for inner in dependant.dependencies for name in _query_names(inner)]
+
 
 _REASONS = {
     403: "refused: a foreign host or origin",

@@ -20,6 +20,8 @@ from nanollama.spec.base import Problem, did_you_mean
 
 MEDIA_TYPE = "application/problem+json"
 
+_JSON_NAMES = {list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,20 +76,36 @@ async def _api_error(_request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     keys = _body_keys(request)
-    problems = [_request_problem(item, keys) for item in error.errors()]
+    content_type = request.headers.get("content-type", "")
+    problems = [_body_problem(item, keys, content_type) or _request_problem(item, keys) for item in error.errors()]
     first = "; ".join(str(problem) for problem in problems[:3])
     return problem_response(InvalidRequest(f"the request is invalid: {first}", problems))
 
 
+def _body_problem(item: Mapping[str, Any], keys: Sequence[str], content_type: str) -> Problem | None:
+    """What is wrong with the body as a whole; None when it is something else."""
+    if item["type"] == "json_invalid":
+        place = f"at character {item['loc'][-1]}: {item['ctx']['error']}"
+        return Problem(path="body", message=f"this is not JSON {place}", remedy="check the quotes and commas")
+    if tuple(item["loc"]) != ("body",) or item["type"] == "value_error":
+        return None
+    remedy = f"its keys: {', '.join(keys)}" if keys else None
+    found = item.get("input")
+    if isinstance(found, bytes):
+        message = (
+            f"expected JSON, found {f'the content type {content_type[:80]!r}' if content_type else 'no content type'}"
+        )
+        return Problem(path="body", message=message, remedy="send the header Content-Type: application/json")
+    name = "nothing" if found is None else f"a {_JSON_NAMES.get(type(found), 'value')}"
+    return Problem(path="body", message=f"expected a JSON object, found {name}", remedy=remedy)
+
+
 def _request_problem(item: Mapping[str, Any], keys: Sequence[str]) -> Problem:
     kind, message = str(item["type"]), str(item["msg"]).removeprefix("Value error, ")
-    if kind == "json_invalid":
-        reason = item.get("ctx", {}).get("error", message)
-        return Problem(path="", message=f"the body is not JSON: {reason}", remedy="check the quotes and commas")
     where, *rest = item["loc"]
     path = ".".join(str(part) for part in rest)
     if kind == "missing":
-        place = "body" if not rest else f"{where} parameter" if where != "body" else "key"
+        place = f"{where} parameter" if where != "body" else "key"
         return Problem(path=path, message=f"this {place} is required")
     if kind == "extra_forbidden":
         remedy = did_you_mean(str(rest[-1]), keys) if len(rest) == 1 else "remove it"
@@ -113,13 +131,21 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return problem_response(NotFound(f"there is nothing at {request.url.path}; /docs lists what there is"))
     if error.status_code == HTTPStatus.BAD_REQUEST:
-        return problem_response(InvalidRequest(str(error.detail)))
+        return problem_response(_unreadable(error))
     detail = str(error.detail)
     if error.status_code == TooLarge.status:
         return problem_response(TooLarge(detail))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = f"{request.method} is not possible at {request.url.path}"
     return _response(error.status_code, InvalidRequest.code, detail, headers=error.headers)
+
+
+def _unreadable(error: HTTPException) -> InvalidRequest:
+    """FastAPI could not read the body, and keeps why as the cause."""
+    reasons = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deeply"}
+    reason = reasons.get(type(error.__cause__), "it ended early")
+    problem = Problem(path="body", message=f"expected JSON, but {reason}", remedy="send a JSON object as UTF-8")
+    return InvalidRequest(f"the request is invalid: {problem}", [problem])
 
 
 async def _database_error(_request: Request, error: Exception) -> Response:

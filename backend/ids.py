@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from datetime import datetime
@@ -9,6 +10,8 @@ from datetime import datetime
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _RANDOM_BITS = 25
 _LENGTH = 14
+
+_ID = re.compile(rf"[a-z][{ALPHABET}]{{{_LENGTH}}}")
 
 _lock = threading.Lock()
 _last = 0
@@ -22,3 +25,8 @@ def new_id(prefix: str, now: datetime) -> str:
         _last = value = max(value, _last + 1)
     digits = (ALPHABET[(value >> 5 * i) & 31] for i in reversed(range(_LENGTH)))
     return prefix + "".join(digits)
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether the text has the form of an id with that prefix."""
+    return text.startswith(prefix) and _ID.fullmatch(text) is not None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, status
 
-from backend.deps import ContextDep, ExperimentId, error_responses
+from backend.deps import ContextDep, ExperimentCursor, ExperimentId, error_responses
 from backend.experiments.service import ExperimentService
 from backend.specs.service import parse_spec
 from nanollama.api.errors import InvalidRequest
@@ -47,7 +47,7 @@ def create_experiment(
 def list_experiments(
     context: ContextDep,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=32, description="`next_cursor` of the page before")] = None,
+    cursor: ExperimentCursor = None,
 ) -> ExperimentPage:
     """Experiments with their runs, newest first."""
     with context.database.read() as session:

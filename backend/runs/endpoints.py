@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from backend.deps import ContextDep, RunId, error_responses
+from backend.deps import ContextDep, RunCursor, RunId, error_responses
 from backend.queue.service import QueueService
 from backend.runs.service import RunService
 from nanollama.api.schemas import Attempt, Event, Run, RunDetail, RunPage
@@ -21,7 +21,7 @@ def list_runs(
     state: Annotated[list[RunState], Query(max_length=7, description="only runs in one of these states")] = [],  # noqa: B006
     search: Annotated[str | None, Query(max_length=200, description="part of the name, the id or a tag")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=32, description="`next_cursor` of the page before")] = None,
+    cursor: RunCursor = None,
 ) -> RunPage:
     """Runs, newest first. `counts` is over all runs that match the search, whatever their state."""
     with context.database.read() as session:

@@ -98,11 +98,40 @@ def test_request_errors_have_paths_and_remedies(http: httpx.Client) -> None:
     assert {item["path"] for item in query["problems"]} == {"limit", "state.0"}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"yaml": "a"', b"[" * 100_000, b"nonsense"])
-def test_bodies_that_are_not_json(http: httpx.Client, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a JSON object, found nothing"),
+        (b"null", "expected a JSON object, found nothing"),
+        (b"[1]", "expected a JSON object, found a list"),
+        (b"true", "expected a JSON object, found a boolean"),
+        (b"{", "this is not JSON at character 1"),
+        (b'{"yaml": "a"', "this is not JSON at character 12"),
+        (b"nonsense", "this is not JSON at character 0"),
+        (b"\xff", "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_bodies_that_are_not_json(http: httpx.Client, content: bytes, message: str) -> None:
     reply = http.post("/experiments", content=content, headers={"Content-Type": "application/json"})
     assert reply.status_code == 422
-    assert problem(reply)["code"] == "invalid"
+    body = problem(reply)
+    assert body["code"] == "invalid"
+    [found] = body["problems"]
+    assert found["path"] == "body"
+    assert message in found["message"]
+    assert found["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "found_type"), [("text/plain", "the content type 'text/plain'"), ("", "no content type")]
+)
+def test_bodies_of_another_type(http: httpx.Client, content_type: str, found_type: str) -> None:
+    reply = http.post("/experiments", content=b'{"yaml": "a"}', headers={"Content-Type": content_type})
+    assert reply.status_code == 422
+    [found] = problem(reply)["problems"]
+    assert found["message"] == f"expected JSON, found {found_type}"
+    assert "application/json" in found["remedy"]
 
 
 def test_names_and_tags_are_single_lines(http: httpx.Client) -> None:
@@ -118,7 +147,37 @@ def test_odd_text_in_paths_and_queries(caller: Caller, text: str) -> None:
     path = quote(text[:32], safe="")
     for url in (f"/runs/{path}", f"/experiments/{path}", f"/runs/{path}/metrics"):
         assert caller.http.get(url).status_code in (307, 404, 422)
-    assert caller.http.get("/runs", params={"cursor": text[:32]}).status_code == 200
+    assert caller.http.get("/runs", params={"cursor": text[:32]}).status_code == 422
+
+
+def test_unknown_query_parameters_are_refused_with_the_nearest(caller: Caller) -> None:
+    run_id = caller.submit()
+    for path, name, remedy in (
+        ("/runs", "stat", "did you mean 'state'?"),
+        (f"/runs/{run_id}/metrics", "keys", "did you mean 'key'?"),
+        (f"/runs/{run_id}/logs", "zzz", "known: attempt, stream, tail_bytes"),
+        ("/health", "nope", "remove it"),
+    ):
+        reply = caller.http.get(path, params={name: "1"})
+        body = problem(reply)
+        assert (reply.status_code, body["code"]) == (422, "invalid")
+        [found] = body["problems"]
+        assert (found["path"], found["remedy"]) == (name, remedy)
+        assert name in body["detail"]
+
+
+@pytest.mark.parametrize("path", ["/runs", "/experiments"])
+def test_a_cursor_is_one_that_a_page_gave(caller: Caller, path: str) -> None:
+    for _ in range(2):
+        caller.submit()
+    cursor = caller.get(path, limit=1)["next_cursor"]
+    assert len(caller.get(path, cursor=cursor)["items"]) == 1
+    for wrong in ("zzz", "", "x" + cursor[1:], cursor + "0"):
+        reply = caller.http.get(path, params={"cursor": wrong})
+        assert reply.status_code == 422
+        [found] = problem(reply)["problems"]
+        assert found["path"] == "cursor"
+        assert "next_cursor" in found["message"]
 
 
 def test_unknown_things(http: httpx.Client) -> None:
