@@ -4,7 +4,8 @@
 
 `cluster.nproc_per_node` says how many ranks, `launcher.kind` where. A training app gets the next attempt of its run
 directory; any other module that can be run with `python -m` gets the config alone. Exit codes: that of the script; 2 on
-bad input; on Slurm 0 once the job is submitted, 1 when Slurm refuses it.
+bad input; on Slurm 0 once the job is submitted, 1 when Slurm refuses it. Here the first Ctrl-C (SIGINT), or USR1, asks
+a training app to save and to stop, which ends with 75; the same command continues. Every other signal is passed on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +27,7 @@ from nanollama.monitor.attempt import (
     create_attempt,
     discard_attempt,
     finished_result,
+    only_run,
     placed_by,
     read_stopped,
     run_directory,
@@ -77,17 +80,19 @@ def main(arguments: Sequence[str]) -> int:
     if slurm and shutil.which("sbatch") is None:
         remedy = "start this on a login node of the cluster, or use launcher.kind=local"
         raise SpecError([Problem(path="launcher.kind", message="there is no sbatch on this machine", remedy=remedy)])
-    attempt_dir = create_attempt(run_dir, config, placed_by=placed_by(launch.launcher))
-    job = Job(
-        name=launch.orchestration.name,
-        attempt_dir=attempt_dir,
-        work_dir=Path.cwd(),
-        python=sys.executable,
-        module=module,
-        arguments=[f"config={attempt_dir / CONFIG}", *([f"attempt_dir={attempt_dir}"] if is_app else [])],
-        nproc_per_node=launch.cluster.nproc_per_node,
-    )
-    return submit(job, launch.launcher.slurm) if slurm else run_here(job)
+    place = placed_by(launch.launcher)
+    with only_run(run_dir, placed_by=place) if is_app and not slurm else nullcontext():
+        attempt_dir = create_attempt(run_dir, config, placed_by=place)
+        job = Job(
+            name=launch.orchestration.name,
+            attempt_dir=attempt_dir,
+            work_dir=Path.cwd(),
+            python=sys.executable,
+            module=module,
+            arguments=[f"config={attempt_dir / CONFIG}", *([f"attempt_dir={attempt_dir}"] if is_app else [])],
+            nproc_per_node=launch.cluster.nproc_per_node,
+        )
+        return submit(job, launch.launcher.slurm) if slurm else run_here(job)
 
 
 def script_module(arguments: Sequence[str]) -> str:
@@ -114,14 +119,20 @@ def script_module(arguments: Sequence[str]) -> str:
 
 
 def run_here(job: Job) -> int:
-    """Run the job's ranks on this machine until they end. Signals are passed on; USR1 asks for a save and a stop."""
+    """Run the job's ranks on this machine until they end.
+
+    Signals are passed on, but USR1 and an app's first SIGINT ask for a save and a stop.
+    """
     ranks = [f"--nproc-per-node={job.nproc_per_node}", "-m", job.module, *job.arguments]
     # a session of its own, or torchrun would get the terminal's Ctrl-C twice: from the terminal and from here
     process = subprocess.Popen([job.python, "-m", "nanollama.cluster.torchrun", *ranks], start_new_session=True)
 
+    request = job.attempt_dir / STOP_REQUESTED
+    heeds_requests = f"attempt_dir={job.attempt_dir}" in job.arguments
+
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
-            (job.attempt_dir / STOP_REQUESTED).touch()
+        if number == signal.SIGUSR1 or (number == signal.SIGINT and heeds_requests and not request.exists()):
+            request.touch()
         else:
             process.send_signal(number)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from nanollama.spec.monitor import OrchestrationSpec
 from nanollama.spec.rundir import CONFIG, METRICS, RESULT, STOPPED, Result, Stopped, write_atomic
 
 RUNS = Path("runs")
+LOCK = ".lock"
 
 
 def training_hash(spec: ExperimentSpec) -> str:
@@ -67,9 +72,37 @@ def create_attempt(run_dir: Path, config: str, *, placed_by: str = "orchestratio
         attempt_dir.mkdir(parents=True)
         write_atomic(attempt_dir / CONFIG, config.encode())
     except OSError as error:
-        message = f"cannot write to the run directory {run_dir.absolute()}: {error.strerror}"
-        raise SpecError([Problem(path=placed_by, message=message, remedy="choose another")]) from None
+        raise _unwritable(run_dir, error, placed_by) from None
     return attempt_dir
+
+
+@contextmanager
+def only_run(run_dir: Path, *, placed_by: str = "orchestration.log_dir") -> Iterator[None]:
+    """Within it no other process may hold the run directory likewise; the end of the process lets go of it too.
+
+    A file system without locks keeps nobody out.
+
+    Raises:
+        SpecError: another process holds it, or it cannot be written to.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(run_dir, error, placed_by) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(handle)
+            message = f"a run is under way in {run_dir.absolute()}"
+            raise SpecError(
+                [Problem(path=placed_by, message=message, remedy="wait for its end, or choose another")]
+            ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def discard_attempt(attempt_dir: Path) -> None:
@@ -121,6 +154,11 @@ def read_stopped(attempt_dir: Path) -> Stopped | None:
 def write_stopped(attempt_dir: Path, stopped: Stopped) -> None:
     """Declare the attempt ended early on purpose."""
     write_atomic(attempt_dir / STOPPED, stopped.model_dump_json(indent=2).encode())
+
+
+def _unwritable(run_dir: Path, error: OSError, placed_by: str) -> SpecError:
+    message = f"cannot write to the run directory {run_dir.absolute()}: {error.strerror}"
+    return SpecError([Problem(path=placed_by, message=message, remedy="choose another")])
 
 
 def _attempts(run_dir: Path) -> list[Path]:

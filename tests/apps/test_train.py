@@ -16,6 +16,7 @@ from nanollama.apps.gssm import data as data_app
 from nanollama.apps.gssm.train import Trainer, main
 from nanollama.data.loader import build_loader
 from nanollama.model.build import build_model
+from nanollama.monitor.attempt import only_run
 from nanollama.monitor.monitor import Monitor
 from nanollama.spec.base import SpecError
 from nanollama.spec.experiment import ExperimentSpec
@@ -235,6 +236,15 @@ def test_a_second_signal_interrupts_a_run_by_hand_at_once(tmp_path: Path, monkey
     assert not (tmp_path / "run" / "1" / STOPPED).exists()
 
 
+def test_a_second_run_by_hand_in_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    with only_run(tmp_path / "run"), pytest.raises(SpecError, match=f"a run is under way in {tmp_path}/run"):
+        train(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    train_until(3, config, tmp_path / "run")
+    assert train(config, tmp_path / "run") == 0
+
+
 def test_a_run_in_a_chosen_directory_leaves_signals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -270,7 +280,7 @@ def test_a_finished_run_is_reported_and_another_config_kept_out(
     assert "excess" in out
     with pytest.raises(SpecError, match=r"optim.lr: is 0.5, but .* holds a run with 0.0003"):
         train(config, run_dir, "optim.lr=0.5")
-    assert sorted(path.name for path in run_dir.iterdir()) == ["1", "checkpoints"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "1", "checkpoints"]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(

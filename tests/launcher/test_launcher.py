@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanollama.launcher import main, script_module
+from nanollama.monitor.attempt import only_run
 from nanollama.spec.base import SpecError
 from nanollama.spec.command import run_command
 from nanollama.spec.experiment import ExperimentSpec
@@ -39,14 +40,17 @@ def fake_sbatch(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> 
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
 
-def test_a_run_here_asked_to_stop_by_signal_saves_and_the_next_launch_finishes_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_run_here_asked_to_stop_by_signal_saves_and_the_next_launch_finishes_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     config = write_config(tmp_path / "c.yaml", optim__steps=100_000, cluster__nproc_per_node=2, data__batch_size=4)
     run_dir = tmp_path / "run"
     command = launch(SCRIPT, f"config={config}", f"launcher.log_dir={run_dir}")
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         stream = run_dir / "1" / "metrics" / "rank0.jsonl"
         eventually(lambda: stream.exists() and stream.stat().st_size > 0, within=240, what="a metric line")
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 75, errors
     assert "Traceback" not in errors
@@ -75,6 +79,13 @@ def test_any_module_can_be_run_with_its_config(
     (tmp_path / "my_study.py").write_text("import sys\nprint(open(sys.argv[1].partition('=')[2]).read())\n")
     assert main(["script=my_study", "question=why", "launcher.log_dir=here"]) == 0
     assert capfd.readouterr().out == "question: why\n\n"
+
+
+def test_a_second_run_in_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    with only_run(tmp_path), pytest.raises(SpecError, match=r"^launcher.log_dir: a run is under way in "):
+        main([SCRIPT, f"config={config}", f"launcher.log_dir={tmp_path}"])
+    assert not (tmp_path / "1").exists()
 
 
 @pytest.mark.parametrize("key", ["launcher.log_dir", "orchestration.log_dir"])

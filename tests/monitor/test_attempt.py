@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from nanollama.monitor.attempt import (
     create_attempt,
     discard_attempt,
     finished_result,
+    only_run,
     read_result,
     read_stopped,
     run_directory,
@@ -120,6 +123,26 @@ def test_what_a_run_learns_may_not(tmp_path: Path, changes: dict[str, Any], mess
     assert training_hash(other) != training_hash(spec())
     with pytest.raises(SpecError, match=message):
         finished_result(tmp_path, other)
+
+
+def test_a_run_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run_dir = tmp_path / "deep" / "run"
+    for _ in range(2):  # it is let go of at the end
+        with (
+            only_run(run_dir),
+            pytest.raises(SpecError, match=f"^launcher.log_dir: a run is under way in {run_dir} - "),
+            only_run(run_dir, placed_by="launcher.log_dir"),
+        ):
+            pytest.fail("two hold it")
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_handle: int, _operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with only_run(tmp_path), only_run(tmp_path):
+        pass
 
 
 def test_another_place_is_proposed_by_the_key_that_has_chosen_this_one(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ Shapes: B sequences of this rank, T tokens of a sequence, V vocabulary.
 Exit codes: 0 finished, 2 bad input, 75 stopped on request (start again to continue), 130 interrupted, 1 anything else.
 
 Started by hand, without attempt_dir, the first SIGINT or SIGTERM is a request to stop: the step is finished, a
-checkpoint saved, and the exit code is 75. A second one interrupts at once. With attempt_dir both end the run at once:
-who has chosen the directory asks for a stop by a file in it.
+checkpoint saved, and the exit code is 75; torchrun passes the signal on to its ranks and itself ends with 128 + its
+number. A second one interrupts at once. With attempt_dir both end the run at once: who has chosen the directory asks
+for a stop by a file in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from nanollama.monitor.attempt import (
     claim_attempt,
     create_attempt,
     finished_result,
+    only_run,
     placed_by,
     run_directory,
     write_stopped,
@@ -219,9 +221,9 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
                 print(f"{run_dir} is finished: {describe(result)}")
             return 0
     loader, model = cluster.together(lambda: build(spec, cluster))
-    place = placed_by(spec.launcher)
-    directory = attempt_dir or cluster.from_first(lambda: create_attempt(run_dir, dump_yaml(spec), placed_by=place))
-    with Monitor(spec, directory, cluster.rank) as monitor:
+    with ExitStack() as held:
+        directory = attempt_dir or cluster.from_first(lambda: _begin_attempt(spec, run_dir, held))
+        monitor = held.enter_context(Monitor(spec, directory, cluster.rank))
         log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
         trainer = Trainer(spec, cluster, loader, model, signalled)
         code = trainer.train(monitor)
@@ -229,6 +231,13 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
         message = f"stopped after step {trainer.step}; checkpoint saved; the same command continues"
         print(message, file=sys.stderr)
     return code
+
+
+def _begin_attempt(spec: ExperimentSpec, run_dir: Path, held: ExitStack) -> Path:
+    """The next attempt's directory, in a run directory that is kept from others until `held` is closed."""
+    place = placed_by(spec.launcher)
+    held.enter_context(only_run(run_dir, placed_by=place))
+    return create_attempt(run_dir, dump_yaml(spec), placed_by=place)
 
 
 def main(arguments: Sequence[str]) -> int:
