@@ -8,11 +8,11 @@ import sys
 import torch
 from rich.console import Console
 from rich.table import Table
-from tests.bench.training import bench_training
 
 from tests.bench.exact_filter import bench_filter
 from tests.bench.service import bench_ingest, bench_metrics
 from tests.bench.timing import Row
+from tests.bench.training import bench_training
 
 BENCHMARKS = {"filter": bench_filter, "training": bench_training, "ingest": bench_ingest, "metrics": bench_metrics}
 
