@@ -45,8 +45,8 @@ def test_the_excess_is_positive_within_noise_and_falls_by_half(demo: Demo) -> No
 
 @pytest.mark.browser
 def test_the_page_shows_the_curve_a_dashed_bound_and_checkpoints(demo: Demo, tmp_path: Path) -> None:
-    """It also takes the pictures of the documentation, into $N2N_SCREENSHOTS when that is set."""
-    folder = Path(os.environ.get("N2N_SCREENSHOTS", tmp_path))
+    """It also takes the picture of the documentation, into $N2N_SCREENSHOTS when that is set."""
+    folders = {"run": Path(os.environ.get("N2N_SCREENSHOTS", tmp_path)), "run-dark": tmp_path}
     with chromium() as browser:
         for name, path, dark in (
             ("run", f"/run?run={demo.run_id}", False),
@@ -59,7 +59,7 @@ def test_the_page_shows_the_curve_a_dashed_bound_and_checkpoints(demo: Demo, tmp
                 assert seen["marks"] >= 3
                 assert "," in seen["dash"], seen["dash"]
                 assert any(re.fullmatch(r"H = \d\.\d{4}", re.sub("<[^>]*>", "", text)) for text in seen["labels"])
-                page.screenshot(path=folder / f"{name}.png", clip={"x": 0, "y": 0, "width": 1400, "height": 720})
+                page.screenshot(path=folders[name] / f"{name}.png", clip={"x": 0, "y": 0, "width": 1400, "height": 720})
                 assert not window.complaints()
                 assert not window.strangers
 
