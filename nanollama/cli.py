@@ -98,7 +98,7 @@ def demo(
                 config = next(t.yaml for t in client.templates() if t.name == "debug")
                 run = client.submit(yaml=config, tags=["demo"]).runs[0]
                 page = f"{stack.page_url}/run?run={run.id}"
-                out.print(f"run {run.id} is queued; watch it on {page}")
+                out.print(f"run {run.id} is queued; watch it on\n{page}", soft_wrap=True)
                 final = _follow(client, run.id, stack=stack, stopped=stopped)
                 if final is not None:
                     _print_result(client.run(run.id), page)
