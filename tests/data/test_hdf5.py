@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -22,6 +21,7 @@ from nanollama.data.sampler import Sampler
 from nanollama.spec.base import SpecError
 from nanollama.spec.command import run_command
 from nanollama.spec.gssm import GSSMSpec, NodeSpec
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,11 +118,11 @@ def start(folder: Path, *arguments: str, prefix: str = "") -> subprocess.Popen[s
 
 
 def wait_for_partial(process: subprocess.Popen[str], folder: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("out/.*.partial")):
+    def begun() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return any(folder.glob("out/.*.partial"))
+
+    eventually(begun, within=120, what="the first bytes of a set")
 
 
 def test_a_generation_that_is_killed_leaves_nothing_that_looks_like_a_set(tmp_path):

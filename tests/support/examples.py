@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 
 def experiment() -> dict[str, Any]:
     """A small valid training config, fresh each time."""
@@ -22,3 +24,17 @@ def experiment() -> dict[str, Any]:
         "model": {"emb_dim": 16, "nb_layers": 1, "block": {"nb_heads": 2}},
         "optim": {"steps": 10, "warmup": 2},
     }
+
+
+def tiny_yaml(steps: int, **orchestration: Any) -> str:
+    """A config that trains a hundred steps a second and logs every one of them, as YAML."""
+    latent = {"name": "z", "state_dim": 4, "alpha": 0.1}
+    observed = {"name": "x", "state_dim": 8, "alpha": 0.1, "parents": ["z"], "observed": True}
+    return yaml.safe_dump(
+        {
+            "data": {"seq_len": 8, "batch_size": 4, "gssm": {"nodes": [latent, observed]}},
+            "model": {"emb_dim": 8, "nb_layers": 1, "block": {"nb_heads": 1}},
+            "optim": {"steps": steps, "warmup": 1},
+            "orchestration": {"name": "tiny", "logging": {"period": 1}, **orchestration},
+        }
+    )

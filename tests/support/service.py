@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -20,6 +19,7 @@ from backend.migrate import migrate
 from backend.server import Server, bind
 from backend.settings import Settings
 from nanollama.spec.rundir import encode_line
+from tests.support.waiting import eventually
 
 SPEC_YAML = """\
 # Can two layers learn a chain of two nodes?
@@ -64,11 +64,8 @@ def serve(app: FastAPI, port: int = 0) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + 60
-        while not server.started:
-            assert thread.is_alive(), "the server ended at once"
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
+        eventually(lambda: server.started or not thread.is_alive(), what="the start of the server")
+        assert server.started, "the server ended at once"
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True

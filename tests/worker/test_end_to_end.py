@@ -17,25 +17,13 @@ from backend.migrate import migrate
 from nanollama.api.client import Client
 from nanollama.api.schemas import Run
 from nanollama.api.status import RunState
+from tests.support.examples import tiny_yaml
 from tests.support.service import serve_database
 from tests.support.waiting import eventually
 from worker.executors.processes import find_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_SECONDS = 240.0  # a start of torch takes 8 s on two free cores, and cores are rarely free
-
-YAML = """\
-data:
-  seq_len: 8
-  batch_size: 4
-  gssm:
-    nodes:
-      - {{name: z, state_dim: 4, alpha: 0.1}}
-      - {{name: x, state_dim: 8, alpha: 0.1, parents: [z], observed: true}}
-model: {{emb_dim: 8, nb_layers: 1, block: {{nb_heads: 1}}}}
-optim: {{steps: {steps}, warmup: 1}}
-orchestration: {{name: tiny, logging: {{period: 1}}}}
-"""
 
 
 class Laboratory:
@@ -59,7 +47,7 @@ class Laboratory:
         return self.worker
 
     def submit(self, steps: int) -> str:
-        return self.client.submit(yaml=YAML.format(steps=steps)).runs[0].id
+        return self.client.submit(yaml=tiny_yaml(steps)).runs[0].id
 
     def wait_until_it_trains(self, run_id: str, step: int = 1) -> None:
         eventually(lambda: self._run(run_id).progress.step >= step, within=TORCH_SECONDS, what="training")

@@ -15,24 +15,13 @@ import pytest
 from nanollama.api.client import Client
 from nanollama.api.errors import Unavailable
 from nanollama.api.status import RunState
+from tests.support.examples import tiny_yaml
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("faults")]
 
 STEPS = 600
-CONFIG = f"""\
-data:
-  seq_len: 8
-  batch_size: 4
-  gssm:
-    nodes:
-      - {{name: z, state_dim: 4, alpha: 0.1}}
-      - {{name: x, state_dim: 8, alpha: 0.1, parents: [z], observed: true}}
-model: {{emb_dim: 8, nb_layers: 1, block: {{nb_heads: 1}}}}
-optim: {{steps: {STEPS}, warmup: 1}}
-orchestration: {{name: killed, logging: {{period: 1}}, checkpoint: {{period: 100, keep_only: 2}}}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +58,7 @@ def test_a_run_survives(stack: tuple[psutil.Process, Client, Path], number: int)
     up, client, home = stack
     chance = random.Random(number)
     module = ("worker", "backend")[number % 2]
-    run = client.submit(yaml=CONFIG).runs[0]
+    run = client.submit(yaml=tiny_yaml(STEPS, checkpoint={"period": 100, "keep_only": 2})).runs[0]
     moment = chance.randrange(STEPS - 100)
     eventually(lambda: client.run(run.id).progress.step > moment or client.run(run.id).state.terminal, within=120)
     child(up, module).kill()
@@ -94,7 +83,7 @@ def test_a_run_survives(stack: tuple[psutil.Process, Client, Path], number: int)
 
 def test_a_run_whose_training_is_killed_fails_in_words(stack: tuple[psutil.Process, Client, Path]) -> None:
     _, client, _ = stack
-    run = client.submit(yaml=CONFIG.replace(f"steps: {STEPS}", "steps: 100_000")).runs[0]
+    run = client.submit(yaml=tiny_yaml(100_000)).runs[0]
     eventually(lambda: client.run(run.id).progress.step > 50, within=120)
     ranks = [p for p in psutil.process_iter() if is_rank_of(p, run.id)]
     assert ranks
