@@ -16,6 +16,7 @@ class Row:
     ours: str
     beside: str = ""
     ratio: str = ""
+    goal: str = ""
 
 
 def interleaved(candidates: list[Callable[[], object]], *, repeat: int = 5) -> list[float]:
