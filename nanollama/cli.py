@@ -26,6 +26,7 @@ from nanollama.api import schemas
 from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
+from nanollama.graph import write_graph
 from nanollama.progress import RunProgress, nats
 from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.experiment import ExperimentSpec
@@ -200,6 +201,16 @@ def validate(
     """Check a training config without a server: every problem at once, with its line."""
     spec = load_config(ExperimentSpec, [f"config={file}", *context.args])
     out.print(f"valid: {escape(spec.orchestration.name)}, {spec.optim.steps:,} steps", soft_wrap=True)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def graph(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE [key.sub=value …]", help="Any config with a graph.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="SVG file; standard output when absent.")] = None,
+) -> None:
+    """Draw the graph of a config as SVG."""
+    write_graph([f"config={file}", *context.args], output)
 
 
 @app.command()
