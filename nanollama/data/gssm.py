@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanollama.spec.base import Problem, SpecError, canonical_json, parse
+from nanollama.spec.base import Problem, SpecError, canonical_json, did_you_mean, parse
 from nanollama.spec.gssm import GSSMSpec, NodeSpec
+from nanollama.spec.rundir import sync_directory
 
 Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -27,6 +28,8 @@ FLOOR = 1e-10
 
 MAX_JOINT_ENTRIES = 2**26
 """Default limit of a joint table: 512 MiB of float64."""
+
+_SUM_TOLERANCE = 1e-5  # of a row in a file: other programs write float32, or clip without normalising again
 
 _RESCALE_EVERY = 16  # factors of at least about 1e-10 each: their product stays far above the smallest float64
 
@@ -111,8 +114,8 @@ def _swap_largest(table: Array, columns: IntArray) -> None:
 def floored(table: Array) -> Array:
     """The table with entries of at least FLOOR, its rows normalised again."""
     clipped = np.maximum(table, FLOOR)
-    normalised: Array = clipped / clipped.sum(axis=-1, keepdims=True)
-    return normalised
+    clipped /= clipped.sum(axis=-1, keepdims=True)
+    return clipped
 
 
 def _read_only(table: Array) -> Array:
@@ -201,7 +204,11 @@ def context_problem(names: Sequence[str]) -> Problem:
 
 
 def save_kernels(kernels: Kernels, path: str | Path) -> None:
-    """Write the kernels to an .npz file: `spec` (JSON text) and `kernel.<node>.<input>`. It appears whole or not."""
+    """Write the kernels to an .npz file: `spec` (JSON text) and `kernel.<node>.<input>`. It appears whole or not.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+    """
     path = Path(path)
     arrays: dict[str, Any] = {
         f"kernel.{name}.{j}": t for name, tables in kernels.tables.items() for j, t in enumerate(tables)
@@ -213,6 +220,7 @@ def save_kernels(kernels: Kernels, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -220,22 +228,41 @@ def save_kernels(kernels: Kernels, path: str | Path) -> None:
 def load_kernels(path: str | Path) -> Kernels:
     """Read kernels that save_kernels or another program wrote; tables that are not floored yet are floored.
 
+    The law that is scored is always the floored one: an entry below FLOOR, zero included, counts as FLOOR, and its row
+    is normalised again.
+
     Raises:
-        SpecError: a file that is missing or unreadable, or tables that do not belong to the spec in the file.
+        SpecError: a file that is missing or unreadable, or tables that do not belong to the spec in the file; every
+            table with a fault is named, with the first row that is wrong.
     """
     try:
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             content = {key: file[key] for key in file.files}
-        spec = parse(GSSMSpec, json.loads(str(content.pop("spec")[()])))
-    except SpecError as error:
-        raise SpecError(_problem(f"{path}: spec: {problem}") for problem in error.problems) from None
     except FileNotFoundError:
         raise SpecError([_problem(f"there is no file {path}", "check the path")]) from None
-    except KeyError:
-        raise SpecError([_problem(f"{path} has no `spec`", "write the graph's JSON text under that key")]) from None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise SpecError([_problem(f"{path} is not a readable .npz file: {error}")]) from None
+    spec = _read_spec(content, path)
     return Kernels(spec=spec, seed=None, tables=_checked_tables(spec, content, path))
+
+
+def _read_spec(content: dict[str, NDArray[np.generic]], path: str | Path) -> GSSMSpec:
+    remedy = "write the graph's JSON text under that key, as a 0-d array"
+    if "spec" not in content:
+        raise SpecError([_problem(f"{path} has no `spec`", remedy)])
+    value = content.pop("spec")
+    if value.dtype.kind not in "US" or value.ndim:
+        raise SpecError([_problem(f"{path}: spec holds {value.dtype} {list(value.shape)}, not one text", remedy)])
+    try:
+        text = value.item()
+        return parse(GSSMSpec, json.loads(text))
+    except SpecError as error:
+        raise SpecError(_problem(f"{path}: spec: {problem}") for problem in error.problems) from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise SpecError([_problem(f"{path}: spec is not JSON: {error.msg} at {place}", remedy)]) from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise SpecError([_problem(f"{path}: spec is not JSON: {error}", remedy)]) from None
 
 
 def _checked_tables(
@@ -243,34 +270,56 @@ def _checked_tables(
 ) -> dict[str, tuple[Array, ...]]:
     problems = []
     tables = {}
+    expected = []
     for node in spec.build_order():
         if node.mode == "context":
             continue
         own = []
         for j, shape in enumerate(table_shapes(spec, node)):
             key = f"kernel.{node.name}.{j}"
+            expected.append(key)
             table = content.pop(key, None)
-            fault = "is missing" if table is None else _fault(table, shape)
-            if fault or table is None:
-                problems.append(_problem(f"{path}: {key} {fault}"))
+            place = f"{path}: {key} (node '{node.name}', table {j})"
+            if table is None:
+                remedy = f"write float64 of shape {list(shape)} under that key, a distribution in each row"
+                problems.append(_problem(f"{place} is missing", remedy))
+            elif fault := _fault(table, shape):
+                problems.append(_problem(f"{place} {fault[0]}", fault[1]))
             else:
                 own.append(_accepted(table.astype(np.float64)))
         tables[node.name] = tuple(own)
-    problems += [_problem(f"{path}: {key} belongs to no table of the spec") for key in content]
+    problems += [_unknown_table(spec, key, expected, path) for key in content]
     if problems:
         raise SpecError(problems)
     return tables
 
 
-def _fault(table: NDArray[np.generic], shape: tuple[int, int]) -> str | None:
+def _fault(table: NDArray[np.generic], shape: tuple[int, int]) -> tuple[str, str] | None:
+    """What is wrong with a table that was read, and the remedy."""
     if table.shape != shape:
-        return f"has shape {list(table.shape)}, but the spec asks for {list(shape)}"
+        return f"has shape {list(table.shape)}, but the spec asks for {list(shape)}", "one row for each input state"
     if table.dtype.kind != "f":
-        return f"holds {table.dtype}, not floating-point numbers"
+        return f"holds {table.dtype}, not floating-point numbers", "write float64"
     values = table.astype(np.float64)
-    if not (np.isfinite(values).all() and (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-5)):
-        return "has rows that are not probability distributions"
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        return f"holds {values[row, column]:g} in row {row}, column {column}", "probabilities are numbers from 0 to 1"
+    sums = values.sum(axis=-1)
+    unequal = np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)
+    if len(unequal):
+        row = int(unequal[0])
+        others = f"; {len(unequal):,} rows do not" if len(unequal) > 1 else ""
+        return f"has row {row} which sums to {sums[row]:.9g}, not to 1{others}", "divide each row by its sum"
     return None
+
+
+def _unknown_table(spec: GSSMSpec, key: str, expected: Sequence[str], path: str | Path) -> Problem:
+    name = key.removeprefix("kernel.").rpartition(".")[0]
+    if any(node.name == name and node.mode == "context" for node in spec.nodes):
+        message = f"{path}: {key} belongs to a node in context mode, whose kernels each sequence draws anew"
+        return _problem(message, "remove it")
+    return _problem(f"{path}: {key} belongs to no table of the spec", did_you_mean(key, expected))
 
 
 def _accepted(table: Array) -> Array:

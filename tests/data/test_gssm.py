@@ -233,6 +233,18 @@ def foreign(path, arrays):
     return path
 
 
+def uneven(*rows):
+    table = np.full((4, 3), 1 / 3)
+    table[list(rows)] = 0.4
+    return table
+
+
+def spoilt(value):
+    table = np.full((4, 3), 1 / 3)
+    table[3, 1] = value
+    return table
+
+
 def test_tables_of_another_program_are_floored(tmp_path):
     table = np.eye(4, dtype=np.float32)
     loaded = load_kernels(foreign(tmp_path / "k.npz", {"kernel.A.0": table}))
@@ -242,20 +254,65 @@ def test_tables_of_another_program_are_floored(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"kernel.A.0": None}, r"kernel\.A\.0 is missing"),
-        ({"kernel.A.0": np.eye(3)}, r"kernel\.A\.0 has shape \[3, 3\], but the spec asks for \[4, 4\]"),
-        ({"kernel.A.0": np.eye(4, dtype=int)}, r"kernel\.A\.0 holds int64, not floating-point"),
-        ({"kernel.A.0": np.full((4, 4), 0.3)}, r"kernel\.A\.0 has rows that are not probability"),
-        ({"kernel.A.0": np.full((4, 4), np.nan)}, r"kernel\.A\.0 has rows that are not probability"),
-        ({"kernel.E.0": np.eye(4)}, r"kernel\.E\.0 belongs to no table"),
-        ({"spec": None}, "has no `spec`"),
-        ({"spec": np.array("{")}, "not a readable .npz file"),
+        ({"kernel.A.0": None}, r"kernel\.A\.0 \(node 'A', table 0\) is missing - write float64 of shape \[4, 4\]"),
+        ({"kernel.A.0": np.eye(3)}, r"kernel\.A\.0 .* has shape \[3, 3\], but the spec asks for \[4, 4\]"),
+        ({"kernel.A.0": np.eye(4, dtype=int)}, r"kernel\.A\.0 .* holds int64, not floating-point"),
+        ({"kernel.D.1": uneven(2)}, r"kernel\.D\.1 \(node 'D', table 1\) has row 2 which sums to 1\.2, not to 1 - "),
+        ({"kernel.D.1": uneven(1, 3)}, r"kernel\.D\.1 .* has row 1 which sums to 1\.2, not to 1; 2 rows do not"),
+        ({"kernel.D.1": spoilt(np.nan)}, r"kernel\.D\.1 .* holds nan in row 3, column 1"),
+        ({"kernel.D.1": spoilt(np.inf)}, r"kernel\.D\.1 .* holds inf in row 3, column 1"),
+        ({"kernel.D.1": spoilt(-1e-9)}, r"kernel\.D\.1 .* holds -1e-09 in row 3, column 1"),
+        ({"kernel.E.0": np.eye(4)}, r"kernel\.E\.0 belongs to no table of the spec - did you mean 'kernel\.\w\.0'"),
+        ({"kernel.A.1": np.eye(4)}, r"kernel\.A\.1 belongs to no table of the spec"),
+        ({"spec": None}, "has no `spec` - write the graph's JSON text"),
+        ({"spec": np.array("{")}, "spec is not JSON: .* at line 1, column 2"),
+        ({"spec": np.array("[" * 100_000)}, "spec is not JSON"),
+        ({"spec": np.array(b"\xff")}, "spec is not JSON"),
+        ({"spec": np.array(["{}"])}, r"spec holds <U2 \[1\], not one text"),
+        ({"spec": np.array(3)}, r"spec holds int64 \[\], not one text"),
         ({"spec": np.array('{"nodes": []}')}, "no node is observed"),
+        ({"spec": np.array("[]")}, "expected a mapping"),
     ],
 )
 def test_files_with_wrong_content_are_refused(tmp_path, arrays, message):
     with pytest.raises(SpecError, match=message):
         load_kernels(foreign(tmp_path / "k.npz", arrays))
+
+
+def test_every_table_with_a_fault_is_named(tmp_path):
+    arrays = {"kernel.A.0": None, "kernel.D.1": uneven(0), "kernel.Z.0": np.eye(2)}
+    with pytest.raises(SpecError) as caught:
+        load_kernels(foreign(tmp_path / "k.npz", arrays))
+    assert [p.message.split(": ")[1].split(" ")[0] for p in caught.value.problems] == [*arrays]
+
+
+def test_tables_of_a_node_in_context_mode_are_refused(tmp_path):
+    nodes = [n.model_copy(update={"mode": "context"}) if n.name == "A" else n for n in MIXED.nodes]
+    spec = np.array(canonical_json(GSSMSpec(nodes=tuple(nodes))))
+    with pytest.raises(SpecError, match=r"kernel\.A\.0 belongs to a node in context mode, .* - remove it"):
+        load_kernels(foreign(tmp_path / "k.npz", {"spec": spec}))
+    loaded = load_kernels(foreign(tmp_path / "k.npz", {"spec": spec, "kernel.A.0": None}))
+    assert "A" not in loaded.tables
+
+
+def test_a_spec_of_bytes_is_read(tmp_path):
+    loaded = load_kernels(foreign(tmp_path / "k.npz", {"spec": np.array(canonical_json(MIXED).encode())}))
+    assert loaded.spec == MIXED
+
+
+def test_tables_that_were_clipped_but_not_normalised_are_normalised(tmp_path):
+    clipped = np.maximum(np.eye(4), 1e-10)
+    loaded = load_kernels(foreign(tmp_path / "k.npz", {"kernel.A.0": clipped}))
+    np.testing.assert_allclose(loaded.tables["A"][0], clipped / (1 + 3e-10), rtol=1e-15)
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_kernels(draw_kernels(MIXED, 0), tmp_path / "none" / "k.npz")
+    (tmp_path / "k.npz").mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_kernels(draw_kernels(MIXED, 0), tmp_path / "k.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["k.npz"]
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken", b"\x93NUMPY"])
