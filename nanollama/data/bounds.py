@@ -115,5 +115,5 @@ def entropy(
     parts = []
     for start in range(0, num_sequences, batch_size):
         tokens = sampler.sample(range(start, min(start + batch_size, num_sequences)), seq_len)
-        parts.append(scorer.nll(torch.from_numpy(tokens)).cpu() / (seq_len - 1))
+        parts.append(scorer.nll(torch.from_numpy(tokens).long()).cpu() / (seq_len - 1))
     return Estimate.of(torch.cat(parts))

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.data.bounds import Estimate
-from nanollama.data.gssm import IntArray, Kernels, draw_kernels
+from nanollama.data.gssm import Kernels, draw_kernels
+from nanollama.data.sampler import symbol_dtype
 from nanollama.spec.base import Problem, SpecError, canonical_json, parse
 from nanollama.spec.gssm import GSSMSpec
 
@@ -146,7 +147,7 @@ class DatasetWriter:
             raise
         return self
 
-    def append(self, tokens: IntArray) -> None:
+    def append(self, tokens: NDArray[np.integer[Any]]) -> None:
         """Append sequences, int of shape [N, seq_len].
 
         Raises:
@@ -312,11 +313,6 @@ class DatasetReader:
     @staticmethod
     def _error(message: str, remedy: str) -> SpecError:
         return SpecError([Problem(path="data.path", message=message, remedy=remedy)])
-
-
-def symbol_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Smallest unsigned integer type of the symbols 0 .. vocab_size - 1."""
-    return np.min_scalar_type(vocab_size - 1)
 
 
 def target_problems(paths: Sequence[str], *, overwrite: bool) -> list[Problem]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nanollama.data.bounds import Scorer
 from nanollama.data.gssm import IntArray, Kernels, draw_kernels
 from nanollama.data.hdf5 import DatasetReader
-from nanollama.data.sampler import Sampler
+from nanollama.data.sampler import Sampler, Tokens
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.data import FileData, OnlineData
 
@@ -61,10 +61,10 @@ class Loader(ABC):
         assert step >= 0, step
         first = step * self._batch_size
         positions = np.arange(first + self._share.start, first + self._share.stop, dtype=np.int64)
-        return torch.from_numpy(self._tokens(positions))  # type: ignore[return-value] # int64 is what LongTensor means
+        return torch.from_numpy(self._tokens(positions).astype(np.int64))  # type: ignore[return-value] # int64 is what LongTensor means
 
     @abstractmethod
-    def _tokens(self, positions: IntArray) -> IntArray:
+    def _tokens(self, positions: IntArray) -> Tokens:
         """Tokens [N, T] at positions of the endless stream of sequences."""
 
 
@@ -83,7 +83,7 @@ class OnlineLoader(Loader):
         )
         self._sampler = Sampler(kernels, data.seed, "train")
 
-    def _tokens(self, positions: IntArray) -> IntArray:
+    def _tokens(self, positions: IntArray) -> Tokens:
         return self._sampler.sample(positions, self.seq_len)
 
 
@@ -119,14 +119,13 @@ class FileLoader(Loader):
         if self._count * self.seq_len * (1 if self.vocab_size <= 2**8 else 2) <= _RESIDENT_BYTES:
             self._resident = self._reader.read(slice(0, self._count))
 
-    def _tokens(self, positions: IntArray) -> IntArray:
+    def _tokens(self, positions: IntArray) -> Tokens:
         indices = np.empty_like(positions)
         epochs = positions // self._count
         for epoch in np.unique(epochs):
             here = epochs == epoch
             indices[here] = self._permutation(int(epoch))[positions[here] % self._count]
-        rows = self._reader.read(indices) if self._resident is None else self._resident[indices]
-        return rows.astype(np.int64)
+        return self._reader.read(indices) if self._resident is None else self._resident[indices]
 
     def _permutation(self, epoch: int) -> IntArray:
         """Order of an epoch, keyed by (seed, epoch)."""

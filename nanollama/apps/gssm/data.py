@@ -77,7 +77,7 @@ def generate(
             tokens = sampler.sample(range(start, min(start + spec.chunk_size, item.n_data)), spec.seq_len)
             writer.append(tokens)
             if isinstance(scorer, Scorer) and start < num_scored:
-                scored = torch.from_numpy(tokens[: num_scored - start])
+                scored = torch.from_numpy(tokens[: num_scored - start]).long()
                 scores.append(scorer.nll(scored) / (spec.seq_len - 1))
             progress.advance(task, len(tokens))
             if stopped():
