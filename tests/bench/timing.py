@@ -19,7 +19,12 @@ class Row:
     goal: str = ""
 
 
-def interleaved(candidates: list[Callable[[], object]], *, repeat: int = 5) -> list[float]:
+def interleaved(
+    candidates: list[Callable[[], object]],
+    *,
+    repeat: int = 5,
+    pick: Callable[[list[float]], float] = statistics.median,
+) -> list[float]:
     """Median seconds of each candidate; they take turns, so that a noisy neighbour disturbs all alike."""
     times: list[list[float]] = [[] for _ in candidates]
     for candidate in candidates:
@@ -29,4 +34,4 @@ def interleaved(candidates: list[Callable[[], object]], *, repeat: int = 5) -> l
             start = time.perf_counter()
             candidate()
             seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) for seconds in times]
+    return [pick(seconds) for seconds in times]
