@@ -2,6 +2,11 @@
 
 A file has one dataset `tokens` [sequences, seq_len] and the attributes of ATTRIBUTES. It is written under another name
 and renamed when it is complete, so that no interruption leaves a file that looks like a set.
+
+Chunks are compressed on several threads while the next sequences are drawn, and handed to HDF5 as they are; any HDF5
+library reads them. They are small, so that single sequences are read fast. Tokens of a GSSM have little in them that
+repeats, so the Huffman code alone is as small as what looks for repetitions, and twice as fast. The Adler-32 sum of
+every chunk's tokens, which is part of its zlib stream, is verified when it is read.
 """
 
 from __future__ import annotations
@@ -9,7 +14,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.data.bounds import Estimate
+from nanollama.data.draws import VERSION
 from nanollama.data.gssm import Kernels, draw_kernels
+from nanollama.data.jit import default_threads
 from nanollama.data.sampler import symbol_dtype
 from nanollama.spec.base import Problem, SpecError, canonical_json, parse
 from nanollama.spec.gssm import GSSMSpec
@@ -33,6 +43,7 @@ ATTRIBUTES = {
     "seed": "of the kernels and of the sequences",
     "split": "name of the set, which keys the randomness of its sequences",
     "seq_len": "tokens per sequence, the start token included",
+    "stream_version": "of the way in which sequences follow from seed and split; absent before there was more than one",
     "kernels_hash": "SHA-256 of the kernels",
     "numpy_version": "of the library that drew the kernels",
     "entropy": "mean nats per token; absent where it cannot be computed",
@@ -41,7 +52,9 @@ ATTRIBUTES = {
     "entropy_note": "why there is no entropy",
 }
 
-_CHUNK_BYTES = 2**18
+_CHUNK_BYTES = 2**14
+_CHUNKS_PER_TASK = 16
+_FIRST_CHUNKS = 64  # of room that is reserved; it doubles whenever it is used up
 
 
 class _Disk(io.RawIOBase):
@@ -110,7 +123,9 @@ class DatasetWriter:
     Sequences are appended in order; the file gets its name when the block ends without an error.
     """
 
-    def __init__(self, path: str | Path, kernels: Kernels, *, split: str, seq_len: int) -> None:
+    def __init__(
+        self, path: str | Path, kernels: Kernels, *, split: str, seq_len: int, threads: int | None = None
+    ) -> None:
         """Prepare to write; nothing is created before the block is entered.
 
         Args:
@@ -118,44 +133,79 @@ class DatasetWriter:
             kernels: of the model, drawn from a seed.
             split: name of the set.
             seq_len: tokens per sequence.
+            threads: that compress; as many as there are cores when absent.
         """
         assert kernels.seed is not None, "a set is described by its seed"
         self.path = Path(path)
         self.entropy: Estimate | str = "not computed"
         """To be set before the block ends: the entropy, or why there is none."""
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._vocab_size = kernels.vocab_size
         self._dtype = symbol_dtype(kernels.vocab_size)
         self._seq_len = seq_len
+        self._threads = default_threads() if threads is None else threads
+        self._chunk_rows = max(1, _CHUNK_BYTES // (seq_len * self._dtype.itemsize))
         self._attributes: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "spec": canonical_json(kernels.spec),
             "seed": kernels.seed,
             "split": split,
             "seq_len": seq_len,
+            "stream_version": VERSION,
             "kernels_hash": kernels.content_hash(),
             "numpy_version": np.__version__,
         }
 
     def __enter__(self) -> DatasetWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._count = self._written = 0  # sequences appended, and those that HDF5 has
+        self._rest: NDArray[Any] = np.empty((0, self._seq_len), dtype=self._dtype)
+        self._tasks: deque[Future[list[bytes]]] = deque()
         self._disk = _Disk(self._partial)
         self._file = h5py.File(self._disk, "w")
+        self._pool = ThreadPoolExecutor(self._threads)
         try:
-            self._create_dataset()
+            self._tokens = self._file.create_dataset(
+                "tokens",
+                shape=(_FIRST_CHUNKS * self._chunk_rows, self._seq_len),
+                maxshape=(None, self._seq_len),
+                chunks=(self._chunk_rows, self._seq_len),
+                dtype=self._dtype,
+                compression="gzip",
+                compression_opts=1,
+            )
         except BaseException:
             self._discard()
             raise
         return self
 
     def append(self, tokens: NDArray[np.integer[Any]]) -> None:
-        """Append sequences, int of shape [N, seq_len].
+        """Append sequences, integers of shape [N, seq_len]; they are compressed later and must not be changed.
 
         Raises:
+            ValueError: tokens of another shape, or that are no symbols.
             OSError: the disk is full, or fails.
         """
-        start = len(self._tokens)
-        self._tokens.resize(start + len(tokens), axis=0)
-        self._tokens[start:] = tokens.astype(self._dtype)
+        if tokens.ndim != 2 or tokens.shape[1] != self._seq_len:
+            raise ValueError(f"the tokens have shape {list(tokens.shape)}, but the set takes [N, {self._seq_len}]")
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
+            message = f"the tokens lie in {tokens.min()} .. {tokens.max()}, but there are {self._vocab_size} symbols"
+            raise ValueError(message)
+        tokens = tokens.astype(self._dtype, copy=False)
+        self._count += len(tokens)
+        missing = (-len(self._rest)) % self._chunk_rows if len(self._rest) else 0
+        self._rest = np.concatenate([self._rest, tokens[:missing]])
+        if len(self._rest) == self._chunk_rows:
+            self._compress(self._rest)
+            self._rest = self._rest[:0]
+        tokens = tokens[missing:]
+        whole = len(tokens) // self._chunk_rows * self._chunk_rows
+        step = _CHUNKS_PER_TASK * self._chunk_rows
+        for start in range(0, whole, step):
+            self._compress(tokens[start : min(start + step, whole)])
+        if whole < len(tokens):
+            self._rest = tokens[whole:].copy()
+        self._write(most=4 * self._threads)
         self._disk.check()
 
     def __exit__(
@@ -167,27 +217,36 @@ class DatasetWriter:
         finally:
             self._discard()
 
-    def _create_dataset(self) -> None:
-        rows = max(1, _CHUNK_BYTES // (self._seq_len * self._dtype.itemsize))
-        self._tokens = self._file.create_dataset(
-            "tokens",
-            shape=(0, self._seq_len),
-            maxshape=(None, self._seq_len),
-            chunks=(rows, self._seq_len),
-            dtype=self._dtype,
-            compression="gzip",
-            shuffle=True,
-            fletcher32=True,
-        )
+    def _compress(self, tokens: NDArray[Any]) -> None:
+        """Have whole chunks compressed."""
+        chunks = np.split(tokens, len(tokens) // self._chunk_rows)
+        self._tasks.append(self._pool.submit(lambda: [_deflated(chunk) for chunk in chunks]))
+        self._write(most=8 * self._threads)
+
+    def _write(self, *, most: int) -> None:
+        """Give HDF5 what is compressed, and wait for it until at most `most` tasks are left."""
+        while self._tasks and (len(self._tasks) > most or self._tasks[0].done()):
+            for chunk in self._tasks.popleft().result():
+                if self._written == len(self._tokens):
+                    self._tokens.resize(2 * self._written, axis=0)
+                self._tokens.id.write_direct_chunk((self._written, 0), chunk)
+                self._written += self._chunk_rows
 
     def _discard(self) -> None:
         try:
+            self._pool.shutdown(cancel_futures=True)
+            self._tasks.clear()
             self._file.close()
             self._disk.close()
         finally:
             self._partial.unlink(missing_ok=True)
 
     def _complete(self) -> None:
+        if len(self._rest):
+            padding = np.zeros((self._chunk_rows - len(self._rest), self._seq_len), dtype=self._dtype)
+            self._compress(np.concatenate([self._rest, padding]))
+        self._write(most=0)
+        self._tokens.resize(self._count, axis=0)
         if isinstance(self.entropy, Estimate):
             self._attributes["entropy"] = self.entropy.mean
             self._attributes["entropy_stderr"] = self.entropy.stderr
@@ -237,24 +296,32 @@ class DatasetReader:
         return self.spec.observed.state_dim
 
     def read(self, indices: slice | NDArray[np.int64]) -> NDArray[np.unsignedinteger[Any]]:
-        """Tokens of the sequences at a slice, or at indices in any order, [N, seq_len] in the file's type.
+        """Tokens of the sequences at a slice, or at indices in any order and number, [N, seq_len] in the file's type.
 
         Raises:
             SpecError: data that cannot be read, or tokens that are no symbols of the graph.
         """
         try:
             if isinstance(indices, slice):
-                tokens = self._tokens[indices]
+                tokens: NDArray[np.unsignedinteger[Any]] = self._tokens[indices]
             else:
-                order = np.argsort(indices, kind="stable")  # HDF5 reads increasing indices only
-                tokens = np.empty((len(indices), self.seq_len), dtype=self._tokens.dtype)
-                tokens[order] = self._tokens[indices[order]]
+                tokens = self._gather(indices)
         except OSError as error:
             raise self._error(f"{self.path} is damaged: {error}", "generate it again") from None
         if tokens.size and int(tokens.max()) >= self.vocab_size:
             message = f"{self.path} holds the symbol {int(tokens.max())}, but its graph has {self.vocab_size} symbols"
             raise self._error(message, "generate it again")
-        return tokens  # type: ignore[no-any-return]
+        return tokens
+
+    def _gather(self, indices: NDArray[np.int64]) -> NDArray[np.unsignedinteger[Any]]:
+        """Read what lies in one chunk together, chunk after chunk."""
+        order = np.argsort(indices, kind="stable")
+        chunks = indices[order] // self._tokens.chunks[0]
+        tokens = np.empty((len(indices), self.seq_len), dtype=self._tokens.dtype)
+        for places in np.split(order, np.flatnonzero(np.diff(chunks)) + 1) if len(order) else []:
+            first, last = indices[places[0]], indices[places[-1]]
+            tokens[places] = self._tokens[first : last + 1][indices[places] - first]
+        return tokens
 
     def kernels(self) -> Kernels:
         """The kernels that made the set, drawn again from its spec and seed.
@@ -303,6 +370,8 @@ class DatasetReader:
                     num_sequences=int(attributes["entropy_num_sequences"]),
                 )
             self._tokens = self._file["tokens"]
+            if self._tokens.chunks is None:
+                raise ValueError("the tokens are not stored in chunks")
             self._num_sequences, width = (int(size) for size in self._tokens.shape)
         except (KeyError, ValueError, TypeError, OSError, AttributeError) as error:
             raise self._error(f"{self.path} has broken attributes: {error}", "generate it again") from None
@@ -313,6 +382,11 @@ class DatasetReader:
     @staticmethod
     def _error(message: str, remedy: str) -> SpecError:
         return SpecError([Problem(path="data.path", message=message, remedy=remedy)])
+
+
+def _deflated(tokens: NDArray[Any]) -> bytes:
+    compressor = zlib.compressobj(level=1, strategy=zlib.Z_HUFFMAN_ONLY)
+    return compressor.compress(tokens.tobytes()) + compressor.flush()
 
 
 def target_problems(paths: Sequence[str], *, overwrite: bool) -> list[Problem]:

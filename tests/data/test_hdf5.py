@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanollama.apps.gssm import data as app
+from nanollama.data import hdf5 as module
 from nanollama.data.bounds import Scorer
 from nanollama.data.gssm import draw_kernels
 from nanollama.data.hdf5 import ATTRIBUTES, DatasetReader, DatasetWriter, target_problems
@@ -83,6 +87,51 @@ def test_a_graph_with_a_long_description_fits(tmp_path):
     assert DatasetReader(tmp_path / "train.h5").spec == spec
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    parts=st.lists(st.integers(0, 40), max_size=6),
+    rows=st.integers(1, 9),
+    symbols=st.sampled_from([6, 300]),
+    threads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_parts_of_any_size_make_one_set_that_plain_hdf5_reads(parts, rows, symbols, threads, data):
+    kernels = draw_kernels(graph(symbols), 0)
+    tokens = np.random.default_rng(0).integers(symbols, size=(sum(parts), 5))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "a.h5"
+        patch.setattr(module, "_CHUNK_BYTES", rows * 5 * (1 if symbols < 256 else 2))
+        patch.setattr(module, "_CHUNKS_PER_TASK", 2)
+        patch.setattr(module, "_FIRST_CHUNKS", 1)
+        with DatasetWriter(path, kernels, split="a", seq_len=5, threads=threads) as writer:
+            for part in np.split(tokens, np.cumsum(parts)[:-1]) if parts else []:
+                writer.append(part)
+        with h5py.File(path) as file:
+            assert file["tokens"].chunks == (rows, 5)
+            assert np.array_equal(file["tokens"][:], tokens)
+        reader = DatasetReader(path)
+        assert np.array_equal(reader.read(slice(None)), tokens)
+        chosen = data.draw(st.lists(st.integers(0, max(0, len(tokens) - 1)), max_size=20 if len(tokens) else 0))
+        indices = np.array(chosen, dtype=np.int64)
+        assert np.array_equal(reader.read(indices), tokens[indices])
+        reader.close()
+
+
+def test_tokens_that_are_no_symbols_are_not_written(tmp_path):
+    writer = DatasetWriter(tmp_path / "a.h5", draw_kernels(graph(), 0), split="a", seq_len=5)
+    with pytest.raises(ValueError, match=r"lie in -1 \.\. 6, but there are 6 symbols"), writer:
+        writer.append(np.array([[0, 1, 2, 6, -1]]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_takes_less_than_its_byte(tmp_path):
+    spec = graph(32)
+    kernels = draw_kernels(spec, 0)
+    with DatasetWriter(tmp_path / "a.h5", kernels, split="a", seq_len=256) as writer:
+        writer.append(Sampler(kernels, 0, "a").sample(range(2000), 256))
+    assert (tmp_path / "a.h5").stat().st_size < 0.8 * 2000 * 256
+
+
 def append_wrongly(writer: DatasetWriter) -> None:
     with writer:
         writer.append(np.zeros((3, 5), dtype=np.int64))
@@ -91,14 +140,14 @@ def append_wrongly(writer: DatasetWriter) -> None:
 
 def test_an_error_while_writing_leaves_nothing(tmp_path):
     kernels = draw_kernels(graph(), 0)
-    with pytest.raises(TypeError, match="broadcast"):
+    with pytest.raises(ValueError, match=r"shape \[3, 4\], but the set takes \[N, 5\]"):
         append_wrongly(DatasetWriter(tmp_path / "a.h5", kernels, split="a", seq_len=5))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_while_replacing_leaves_the_old_file(tmp_path):
     tokens = write(tmp_path / "a.h5")
-    with pytest.raises(TypeError, match="broadcast"):
+    with pytest.raises(ValueError, match=r"shape \[3, 4\], but the set takes \[N, 5\]"):
         append_wrongly(DatasetWriter(tmp_path / "a.h5", draw_kernels(graph(), 0), split="a", seq_len=5))
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
     assert np.array_equal(DatasetReader(tmp_path / "a.h5").read(slice(None)), tokens)
@@ -204,13 +253,28 @@ def test_a_truncated_file_is_refused(damaged):
     assert "not a readable HDF5 file" in message()
 
 
-def test_damaged_tokens_are_noticed(damaged):
+def test_each_damaged_bit_of_the_tokens_is_noticed_or_changes_nothing(damaged):
     path, message = damaged
+    tokens = write(path, count=2000)  # fills the first chunk
     with h5py.File(path) as file:
-        where = file["tokens"].id.get_chunk_info(0).byte_offset
-    content = bytearray(path.read_bytes())
-    content[where + 20] ^= 0xFF
-    path.write_bytes(content)
+        chunk = file["tokens"].id.get_chunk_info(0)
+    content = path.read_bytes()
+    ends = [*range(16), *range(8 * chunk.size - 40, 8 * chunk.size)]
+    harmless, messages = 0, set()
+    for bit in [*ends, *np.random.default_rng(0).choice(8 * chunk.size, size=200, replace=False)]:
+        damage = bytearray(content)
+        damage[chunk.byte_offset + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damage)
+        reader = DatasetReader(path)
+        try:
+            assert np.array_equal(reader.read(slice(None)), tokens)
+            harmless += 1
+        except SpecError as error:
+            messages.add(str(error))
+        reader.close()
+    assert all("is damaged" in text for text in messages)
+    assert harmless <= 8, "no more than the bits that fill up the last byte"
+    path.write_bytes(damage[: chunk.byte_offset] + bytes(100) + damage[chunk.byte_offset + 100 :])
     assert "is damaged" in message()
 
 

@@ -27,6 +27,8 @@ from nanollama.spec.load import load_config
 SCORED_SEQUENCES = 10_000
 """A set's entropy is the mean over at most this many of its sequences, the first ones."""
 
+_PIECE_TOKENS = 2**24  # at most, of the sequences that are sampled and written at a time
+
 
 def main(arguments: Sequence[str]) -> int:
     """Generate every set of the config that the arguments name."""
@@ -73,8 +75,9 @@ def generate(
     scores = []
     num_scored = min(item.n_data, SCORED_SEQUENCES)
     with DatasetWriter(item.path, kernels, split=item.name, seq_len=spec.seq_len) as writer:
-        for start in range(0, item.n_data, spec.chunk_size):
-            tokens = sampler.sample(range(start, min(start + spec.chunk_size, item.n_data)), spec.seq_len)
+        piece = min(spec.chunk_size, max(1, _PIECE_TOKENS // spec.seq_len))
+        for start in range(0, item.n_data, piece):
+            tokens = sampler.sample(range(start, min(start + piece, item.n_data)), spec.seq_len)
             writer.append(tokens)
             if isinstance(scorer, Scorer) and start < num_scored:
                 scored = torch.from_numpy(tokens[: num_scored - start]).long()
