@@ -33,6 +33,18 @@ class Problem(BaseModel):
         return f"{place}: {self.message}" + (f" - {self.remedy}" if self.remedy else "")
 
 
+class Note(BaseModel):
+    """Something that the reader of a config should know though nothing is wrong: a key that has moved, or is idle."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}"
+
+
 class SpecError(ValueError):
     """A config that cannot be used; `problems` holds every reason that was found, never only the first."""
 

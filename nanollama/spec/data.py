@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from nanollama.spec.base import Problem, Problems, Spec
+from nanollama.spec.cluster import LauncherSpec
 from nanollama.spec.gssm import GSSMSpec
 
 
@@ -18,7 +19,8 @@ class OnlineData(Spec):
     seq_len: int = Field(ge=2, le=2**20, description="tokens per sequence, the start token included")
     batch_size: int = Field(ge=1, le=2**20, description="sequences per step, over all ranks")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the kernels and of the sequences")
-    gssm: GSSMSpec
+    prefetch: int = Field(default=0, ge=0, le=64, description="batches that are prepared while the learner computes")
+    gssm: GSSMSpec = Field(description="the graph")
 
 
 class FileData(Spec):
@@ -30,6 +32,7 @@ class FileData(Spec):
     n_data: int | None = Field(default=None, ge=1, description="use only the first n_data sequences; all when absent")
     batch_size: int = Field(ge=1, le=2**20, description="sequences per step, over all ranks")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the order in which sequences are visited")
+    prefetch: int = Field(default=0, ge=0, le=64, description="batches that are prepared while the learner computes")
 
 
 def _source(value: Any) -> str:
@@ -58,8 +61,9 @@ class DatasetSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the kernels and of the sequences")
     chunk_size: int = Field(default=1024, ge=1, le=2**20, description="sequences sampled and written at a time")
     overwrite: bool = Field(default=False, description="replace files that exist; they are refused otherwise")
-    gssm: GSSMSpec
-    sets: tuple[DatasetFile, ...] = Field(strict=False)
+    gssm: GSSMSpec = Field(description="the graph")
+    sets: tuple[DatasetFile, ...] = Field(strict=False, description="the files to write, at least one")
+    launcher: LauncherSpec = Field(default_factory=LauncherSpec)
 
     @model_validator(mode="after")
     def _check_sets(self) -> DatasetSpec:

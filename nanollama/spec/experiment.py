@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from nanollama.spec.base import Problem, Problems, Spec
 from nanollama.spec.cluster import ClusterSpec, LauncherSpec
 from nanollama.spec.data import DataSpec, OnlineData
+from nanollama.spec.evaluation import EvaluationSpec
 from nanollama.spec.model import ModelSpec
 from nanollama.spec.monitor import OrchestrationSpec
 from nanollama.spec.optim import OptimSpec
@@ -16,28 +18,40 @@ from nanollama.spec.optim import OptimSpec
 APPS = {"gssm.train": "nanollama.apps.gssm.train"}
 """Applications that a config may name, and the module that each one runs."""
 
+UNIMPLEMENTED: dict[str, tuple[object, ...]] = {
+    "data.prefetch": (0,),
+    "optim.scheduler": ("cosine", "constant"),
+    "cluster.dtype": ("float32",),
+    "cluster.parallel": ("ddp",),
+    "cluster.cpu_threads": (None,),
+    "orchestration.profiler.active": (False,),
+    "orchestration.utils.on_nonfinite": ("stop",),
+    "orchestration.wandb.active": (False,),
+    "orchestration.tensorboard.active": (False,),
+    "evaluation.period": (0,),
+}
+"""Keys that nothing obeys yet, and the values that are accepted because they ask for nothing new."""
+
 
 class ExperimentSpec(Spec):
     """Everything that a training run needs; with it alone the run can be repeated."""
 
     app: Literal["gssm.train"] = Field(default="gssm.train", description="the application that is run")
-    data: DataSpec
-    model: ModelSpec
+    data: DataSpec = Field(description="where the tokens come from")
+    model: ModelSpec = Field(description="the learner")
     optim: OptimSpec
     cluster: ClusterSpec = Field(default_factory=ClusterSpec)
     orchestration: OrchestrationSpec = Field(default_factory=OrchestrationSpec)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     launcher: LauncherSpec = Field(default_factory=LauncherSpec)
 
     @model_validator(mode="after")
     def _check_sections(self) -> ExperimentSpec:
-        problems = self._vocabulary_problems() + self._batch_problems()
-        if self.optim.warmup > self.optim.steps:
-            message = f"warmup {self.optim.warmup} is longer than the run's {self.optim.steps} steps"
-            remedy = f"use at most {self.optim.steps}"
-            problems.append(Problem(path="optim.warmup", message=message, remedy=remedy))
+        problems = self._vocabulary_problems() + self._batch_problems() + self._schedule_problems()
         if self.cluster.device == "cpu" and self.cluster.backend == "nccl":
             message = "nccl needs CUDA, but device is cpu"
             problems.append(Problem(path="cluster.backend", message=message, remedy="use gloo or auto"))
+        problems += self._unimplemented_problems()
         if problems:
             raise Problems(problems)
         return self
@@ -63,3 +77,31 @@ class ExperimentSpec(Spec):
         message = f"batch_size {batch} is not divisible by {ranks * nodes} ranks x {acc} accumulation steps"
         remedy = f"use a multiple of {parts}"
         return [Problem(path="data.batch_size", message=message, remedy=remedy)]
+
+    def _schedule_problems(self) -> list[Problem]:
+        optim = self.optim
+        if optim.warmup > optim.steps:
+            message = f"warmup {optim.warmup} is longer than the run's {optim.steps} steps"
+            return [Problem(path="optim.warmup", message=message, remedy=f"use at most {optim.steps}")]
+        decay = round(optim.decay_ratio * optim.steps)
+        if optim.scheduler == "wsd" and optim.warmup + decay > optim.steps:
+            message = f"the decay takes {decay} of {optim.steps} steps, and the warm-up {optim.warmup}"
+            remedy = f"use at most {(optim.steps - optim.warmup) / optim.steps:.3g}, or a shorter warm-up"
+            return [Problem(path="optim.decay_ratio", message=message, remedy=remedy)]
+        return []
+
+    def _unimplemented_problems(self) -> list[Problem]:
+        problems = []
+        for path, accepted in UNIMPLEMENTED.items():
+            value: Any = self
+            for key in path.split("."):
+                value = getattr(value, key)
+            if value not in accepted:
+                remedy = "use " + " or ".join(_spelt(choice) for choice in accepted)
+                problems.append(Problem(path=path, message=f"{_spelt(value)} is not available yet", remedy=remedy))
+        return problems
+
+
+def _spelt(value: object) -> str:
+    """A plain value as YAML spells it."""
+    return value if isinstance(value, str) else json.dumps(value)
