@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
+from nanollama.model.hawk import Hawk
+from nanollama.model.learner import Learner
+from nanollama.model.mamba import Mamba
+from nanollama.model.minrnn import MinGRU, MinLSTM
 from nanollama.model.transformer import Transformer
 from nanollama.spec.base import Problem, SpecError
-from nanollama.spec.model import ModelSpec
+from nanollama.spec.model import HawkSpec, MambaSpec, MinGRUSpec, MinLSTMSpec, ModelSpec
 
 
-def build_model(spec: ModelSpec, vocab_size: int) -> nn.Module:
+def build_model(spec: ModelSpec, vocab_size: int) -> Learner:
     """A freshly initialised learner that maps tokens [B, T] to logits [B, T, V]; torch's generator draws the weights.
 
     Args:
@@ -23,7 +27,16 @@ def build_model(spec: ModelSpec, vocab_size: int) -> nn.Module:
         message = f"vocab_size {spec.vocab_size} is below the {vocab_size} symbols of the data"
         remedy = f"remove it or use at least {vocab_size}"
         raise SpecError([Problem(path="model.vocab_size", message=message, remedy=remedy)])
-    return Transformer(spec, spec.vocab_size or vocab_size)
+    vocab_size = spec.vocab_size or vocab_size
+    if isinstance(spec, MinGRUSpec):
+        return MinGRU(spec, vocab_size)
+    if isinstance(spec, MinLSTMSpec):
+        return MinLSTM(spec, vocab_size)
+    if isinstance(spec, HawkSpec):
+        return Hawk(spec, vocab_size)
+    if isinstance(spec, MambaSpec):
+        return Mamba(spec, vocab_size)
+    return Transformer(spec, vocab_size)
 
 
 def num_parameters(model: nn.Module) -> int:

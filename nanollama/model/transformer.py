@@ -1,126 +1,121 @@
 """A pre-norm decoder-only transformer with rotary positions.
 
-Shapes: B batch, T positions, D residual width, H heads, K = D / H channels of a head,
-F feed-forward width, V vocabulary.
+Shapes: B batch, T positions, D residual width, H query heads, G heads of keys and values, K = D / H channels of a head,
+V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nanollama.model.feed_forward import FeedForward
+from nanollama.model.learner import Flops, Layer, LayerState, Learner
+from nanollama.model.norm import RMSNorm, widen
 from nanollama.spec.model import TransformerSpec
 
 
-def rotary_table(num_positions: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, K/2] of the angles m * theta^(-2i/K) by which position m turns channel pair i.
+def rotary_table(first: int, num_positions: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """Complex numbers [T, K/2] of unit length and angle m * theta^(-2i/K), for position m and channel pair i.
 
     The angles are computed in float64: in float32 those of far positions would be off by whole per cents.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
-    positions = torch.arange(num_positions, dtype=torch.float64, device=device)
+    positions = torch.arange(first, first + num_positions, dtype=torch.float64, device=device)
     angles = positions[:, None] * theta**-exponents
-    return angles.cos().float(), angles.sin().float()
+    return torch.complex(angles.cos().float(), angles.sin().float())
 
 
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (2i, 2i + 1) of every position by its angles.
+def rotate(x_BTHK: Tensor, table: Tensor) -> Tensor:
+    """Turn the channel pairs (2i, 2i + 1) of every position by its angles (Su et al. 2021).
 
     The product of a rotated query and a rotated key then depends on their positions only through the difference.
     """
-    even, odd = x_BHTK[..., 0::2], x_BHTK[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+    wide_BTHK = widen(x_BTHK)
+    turn = table[:, None]
+    if torch.compiler.is_compiling():  # it fuses these, and knows no complex numbers
+        even, odd = wide_BTHK[..., 0::2], wide_BTHK[..., 1::2]
+        turned = torch.stack((even * turn.real - odd * turn.imag, even * turn.imag + odd * turn.real), dim=-1)
+    else:  # five times as fast
+        turned = torch.view_as_real(torch.view_as_complex(torch.unflatten(wide_BTHK, -1, (-1, 2))) * turn)
+    return turned.flatten(-2).to(x_BTHK.dtype)
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention."""
+    """Causal self-attention; groups of H / G query heads share a head of keys and values (Ainslie et al. 2023)."""
 
-    def __init__(self, emb_dim: int, nb_heads: int) -> None:
+    def __init__(self, emb_dim: int, nb_heads: int, nb_kv_heads: int) -> None:
         super().__init__()
-        self.nb_heads = nb_heads
-        self.qkv = nn.Linear(emb_dim, 3 * emb_dim, bias=False)
+        self.head_dim = emb_dim // nb_heads
+        self.nb_heads, self.nb_kv_heads = nb_heads, nb_kv_heads
+        self.qkv = nn.Linear(emb_dim, emb_dim + 2 * nb_kv_heads * self.head_dim, bias=False)
         self.out = nn.Linear(emb_dim, emb_dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, state: LayerState | None, table: Tensor) -> Tensor:
         """Mix each position with those before it: [B, T, D] to [B, T, D]."""
-        q_BHTK, k_BHTK, v_BHTK = (
-            part.unflatten(-1, (self.nb_heads, -1)).transpose(1, 2) for part in self.qkv(x_BTD).chunk(3, dim=-1)
+        heads_BTHK = self.qkv(x_BTD).unflatten(-1, (-1, self.head_dim))
+        turned_BTHK = rotate(heads_BTHK[:, :, : -self.nb_kv_heads], table)
+        q_BHTK = turned_BTHK[:, :, : self.nb_heads].transpose(1, 2)
+        k_BGTK = turned_BTHK[:, :, self.nb_heads :].transpose(1, 2)
+        v_BGTK = heads_BTHK[:, :, -self.nb_kv_heads :].transpose(1, 2)
+        mask = None
+        if state is not None:
+            if state:
+                k_BGTK = torch.cat([state["keys"], k_BGTK], dim=2)
+                v_BGTK = torch.cat([state["values"], v_BGTK], dim=2)
+                mask = _mask(q_BHTK.shape[2], k_BGTK.shape[2], x_BTD.device)
+            state["keys"], state["values"] = k_BGTK, v_BGTK
+        grouped = self.nb_kv_heads < self.nb_heads
+        mixed_BHTK = functional.scaled_dot_product_attention(
+            q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )
-        q_BHTK, k_BHTK = rotate(q_BHTK, cos, sin), rotate(k_BHTK, cos, sin)
-        mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         out_BTD: Tensor = self.out(mixed_BHTK.transpose(1, 2).flatten(-2))
         return out_BTD
 
 
-class FeedForward(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, emb_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(emb_dim, hidden_dim, bias=False)
-        self.contract = nn.Linear(hidden_dim, emb_dim, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Transform each position on its own: [B, T, D] to [B, T, D]."""
-        out_BTD: Tensor = self.contract(functional.gelu(self.expand(x_BTD)))
-        return out_BTD
+def _mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """True where the last num_queries of num_keys positions may look: at themselves and back."""
+    square = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return square.tril(num_keys - num_queries)
 
 
-class Block(nn.Module):
+class TransformerLayer(Layer):
     """Attention and feed-forward, each added to the residual stream after a normalisation of its input."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(spec.emb_dim, eps=spec.norm_eps)
-        self.attention = Attention(spec.emb_dim, spec.block.nb_heads)
-        self.feed_forward_norm = nn.RMSNorm(spec.emb_dim, eps=spec.norm_eps)
-        self.feed_forward = FeedForward(spec.emb_dim, spec.block.hidden_dim or 4 * spec.emb_dim)
+        self.emb_dim = spec.emb_dim
+        swiglu = spec.block.feed_forward == "swiglu"
+        self.attention_norm = RMSNorm(spec.emb_dim, spec.norm_eps)
+        self.attention = Attention(spec.emb_dim, spec.block.nb_heads, spec.nb_kv_heads)
+        self.feed_forward_norm = RMSNorm(spec.emb_dim, spec.norm_eps)
+        self.feed_forward = FeedForward(
+            spec.emb_dim, spec.hidden_dim, activation="silu" if swiglu else "gelu", gated=swiglu
+        )
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, state: LayerState | None, table: Tensor) -> Tensor:
         """One step along the residual stream: [B, T, D] to [B, T, D]."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), state, table)
         out_BTD: Tensor = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
         return out_BTD
 
+    def mixing_flops(self, seq_len: int) -> Flops:
+        """Queries with keys, and scores with values: 2TK each for each of H heads."""
+        return Flops.of_products(4.0 * seq_len * self.emb_dim)
 
-class Transformer(nn.Module):
-    """Predicts each next token from those up to it."""
+
+class Transformer(Learner):
+    """Attends to all tokens before; its state is their keys and values. Weights as Learner draws them."""
 
     def __init__(self, spec: TransformerSpec, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(spec, vocab_size, lambda: TransformerLayer(spec))
         self.head_dim = spec.emb_dim // spec.block.nb_heads
         self.rope_theta = spec.block.rope_theta
-        self.embedding = nn.Embedding(vocab_size, spec.emb_dim)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.nb_layers))
-        self.norm = nn.RMSNorm(spec.emb_dim, eps=spec.norm_eps)
-        self.output = nn.Linear(spec.emb_dim, vocab_size, bias=False)
-        if spec.weight_tying:
-            self.output.weight = self.embedding.weight
-        self._initialise(spec.init_std)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token that follows each of tokens_BT (integers in [0, V))."""
-        cos, sin = rotary_table(tokens_BT.shape[1], self.head_dim, self.rope_theta, tokens_BT.device)
-        x_BTD = self.embedding(tokens_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos, sin)
-        logits_BTV: Tensor = self.output(self.norm(x_BTD))
-        return logits_BTV
-
-    @torch.no_grad()
-    def _initialise(self, std: float | None) -> None:
-        """Draw every matrix from a normal cut at three deviations, std or 1/sqrt(fan_in).
-
-        The two layers of a block that write to the residual stream are scaled down by sqrt(2 * number of blocks), so
-        that the stream's variance does not grow with depth. The embedding counts as a matrix of fan-in D, which is
-        what it is when it is shared with the output layer.
-        """
-        depth_scale = (2 * len(self.blocks)) ** -0.5
-        for name, weight in self.named_parameters():
-            if weight.ndim < 2:
-                continue  # the gains of the norms start at one
-            deviation = std if std is not None else weight.shape[1] ** -0.5
-            if name.endswith(("attention.out.weight", "feed_forward.contract.weight")):
-                deviation *= depth_scale
-            nn.init.trunc_normal_(weight, std=deviation, a=-3 * deviation, b=3 * deviation)
+    def shared(self, x_BTD: Tensor, state: Sequence[LayerState] | None) -> tuple[Tensor]:
+        """The rotations of the positions of x_BTD."""
+        first = state[0]["keys"].shape[2] if state and state[0] else 0
+        return (rotary_table(first, x_BTD.shape[1], self.head_dim, self.rope_theta, x_BTD.device),)
