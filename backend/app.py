@@ -30,7 +30,11 @@ from nanollama.api.schemas import Health
 TAGS = [
     {"name": "specs", "description": "Configs: those that ship with the project, and the check of one's own."},
     {"name": "experiments", "description": "A submitted config and the runs that it made."},
-    {"name": "runs", "description": "Training runs: state, metrics, logs, checkpoints."},
+    {"name": "runs", "description": "Training runs: state, logs, checkpoints."},
+    {
+        "name": "metrics",
+        "description": "Curves of any length, thinned out without losing a spike; newest and best values.",
+    },
     {"name": "workers", "description": "Machines that execute runs; for daemons, and to see who is alive."},
     {"name": "attempts", "description": "What a worker reports of the attempts that it leases."},
     {"name": "service", "description": "The service itself."},

@@ -197,21 +197,82 @@ class StreamChunk(Base):
     data: Mapped[bytes]
 
 
-class Metric(Base):
-    """One metric line, keyed by where it stands in its stream."""
+class MetricStream(Base):
+    """What a rank of an attempt has logged: sealed blocks of lines up to the byte `sealed`, and the lines after it."""
 
-    __tablename__ = "metrics"
-    __table_args__ = (Index(None, "run_id", "rank", "attempt", "step"),)
+    __tablename__ = "metric_streams"
+    __table_args__ = (Index(None, "run_id", "rank"),)
 
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    byte_offset: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
     attempt: Mapped[int]
-    step: Mapped[int] = mapped_column(BigInt)
-    tokens: Mapped[int] = mapped_column(BigInt)
-    time: Mapped[float]
-    payload: Mapped[dict[str, Any]]
+    lines: Mapped[int] = mapped_column(BigInt)
+    first_step: Mapped[int | None] = mapped_column(BigInt, doc="the smallest")
+    first_time: Mapped[float | None] = mapped_column(doc="of the first line")
+    keys: Mapped[dict[str, Any]] = mapped_column(
+        doc="by metric: smallest step, largest step, whether each point's step lies beyond the one before"
+    )
+    kept: Mapped[int | None] = mapped_column(BigInt, doc="bytes that can be read back; all when absent")
+    sealed: Mapped[int] = mapped_column(BigInt)
+    tail: Mapped[bytes]
+
+
+class MetricBlock(Base):
+    """Successive lines of a stream: what all metrics share. Extents are over the lines; of FLOPs if each has them."""
+
+    __tablename__ = "metric_blocks"
+    __table_args__ = (UniqueConstraint("attempt_id", "rank", "byte_offset"),)
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"))
+    rank: Mapped[int]
+    byte_offset: Mapped[int] = mapped_column(BigInt)
+    byte_end: Mapped[int] = mapped_column(BigInt)
+    lines: Mapped[int]
+    step_min: Mapped[int | None] = mapped_column(BigInt)
+    step_max: Mapped[int | None] = mapped_column(BigInt)
+    tokens_min: Mapped[int | None] = mapped_column(BigInt)
+    tokens_max: Mapped[int | None] = mapped_column(BigInt)
+    time_min: Mapped[float | None]
+    time_max: Mapped[float | None]
+    flops_min: Mapped[float | None]
+    flops_max: Mapped[float | None]
+    layouts: Mapped[list[Any]] = mapped_column(Json)
+    axes: Mapped[bytes] = mapped_column(doc="seq, step, tokens, time and layout of each line, encoded")
+    text: Mapped[bytes | None] = mapped_column(doc="deflated; absent where the columns give the same bytes")
+
+
+class MetricColumn(Base):
+    """One metric of a block: its values, and records of successive points in two sizes."""
+
+    __tablename__ = "metric_columns"
+
+    block_id: Mapped[int] = mapped_column(ForeignKey("metric_blocks.id"), primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(Words(NAME), primary_key=True)
+    points: Mapped[int]
+    coarse: Mapped[bytes]
+    fine: Mapped[bytes]
+    data: Mapped[bytes]
+
+
+class RunMetric(Base):
+    """Newest, smallest and largest value of a metric over a run's surviving points, so that lists read no columns.
+
+    NaN is NULL; minimum and maximum are over the numbers.
+    """
+
+    __tablename__ = "run_metrics"
+    __table_args__ = (Index(None, "key", "last"),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(Words(NAME), primary_key=True)
+    last: Mapped[float | None]
+    last_step: Mapped[int] = mapped_column(BigInt)
+    min: Mapped[float | None]
+    min_step: Mapped[int | None] = mapped_column(BigInt)
+    max: Mapped[float | None]
+    max_step: Mapped[int | None] = mapped_column(BigInt)
 
 
 class Checkpoint(Base):

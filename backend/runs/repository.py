@@ -32,6 +32,10 @@ class RunRepository:
             query = query.options(undefer(Run.config), undefer(Run.result))
         return self._session.scalars(query).one_or_none()
 
+    def existing(self, run_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are runs'."""
+        return set(self._session.scalars(select(Run.id).where(Run.id.in_(run_ids))))
+
     def lock(self, run_ids: Iterable[str]) -> list[Run]:
         """Runs to be changed, in a fixed order. Lock their attempts first: everyone does."""
         query = select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.id)

@@ -12,13 +12,12 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from backend.columns import BIGINT_MAX
-from nanollama.spec.rundir import CHECKPOINTS, EventLine, MetricLine, checkpoint_name
+from nanollama.spec.rundir import CHECKPOINTS, EventLine, checkpoint_name
 
 MAX_LINE = 1 << 20
 """A longer line is no record: its bytes are kept as they come."""
-MAX_METRICS = 1000
-MAX_KEY = 200
-_LAST_SECOND = 253_402_300_799  # of the year 9999
+LAST_SECOND = 253_402_300_799
+"""Of the year 9999."""
 
 LineT = TypeVar("LineT")
 
@@ -39,14 +38,9 @@ class Parsed(Generic[LineT]):
         return f"{lines} of {name} could not be read; the first, {self.first}"
 
 
-def parse_metrics(data: bytes, offset: int) -> Parsed[MetricLine]:
-    """Metric lines of a piece of a stream that starts at byte `offset` and ends with a whole line."""
-    return _parse(data, offset, _metric)
-
-
 def parse_events(data: bytes, offset: int) -> Parsed[EventLine]:
     """Event lines of a piece of a stream that starts at byte `offset` and ends with a whole line."""
-    return _parse(data, offset, _event)
+    return parse_each(data, offset, _event)
 
 
 def line_time(seconds: float) -> datetime:
@@ -62,7 +56,8 @@ def checkpoint_path(line: EventLine) -> PurePosixPath:
     return path
 
 
-def _parse(data: bytes, offset: int, parse: Callable[[bytes], LineT]) -> Parsed[LineT]:
+def parse_each(data: bytes, offset: int, parse: Callable[[bytes], LineT]) -> Parsed[LineT]:
+    """Each line by itself; `parse` raises ValueError or OverflowError for one that is no record."""
     parsed: Parsed[LineT] = Parsed()
     for start, line in _lines(data, offset):
         try:
@@ -79,24 +74,12 @@ def _lines(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
         offset += len(line) + 1
 
 
-def _metric(text: bytes) -> MetricLine:
-    if len(text) > MAX_LINE:
-        raise ValueError(f"longer than {MAX_LINE:,} bytes")
-    line = MetricLine.model_validate_json(text, strict=True)
-    _check_numbers(line.seq, line.step, line.tokens)
-    _check_time(line.time)
-    values = line.values
-    if len(values) > MAX_METRICS or any(len(key) > MAX_KEY for key in values):
-        raise ValueError(f"more than {MAX_METRICS} metrics, or a name of more than {MAX_KEY} characters")
-    return line
-
-
 def _event(text: bytes) -> EventLine:
     if len(text) > MAX_LINE:
         raise ValueError(f"longer than {MAX_LINE:,} bytes")
     line = EventLine.model_validate_json(text, strict=True)
-    _check_numbers(line.seq, line.step, line.size_bytes or 0)
-    _check_time(line.time)
+    check_numbers(line.seq, line.step, line.size_bytes or 0)
+    check_time(line.time)
     if line.kind == "checkpoint_saved":
         checkpoint_path(line)
         if line.size_bytes is None or line.digest is None:
@@ -104,13 +87,15 @@ def _event(text: bytes) -> EventLine:
     return line
 
 
-def _check_numbers(*numbers: int) -> None:
+def check_numbers(*numbers: int) -> None:
+    """ValueError for a number that no column holds."""
     if any(not 0 <= number <= BIGINT_MAX for number in numbers):
         raise ValueError("a number is out of range")
 
 
-def _check_time(seconds: float) -> None:
-    if not (math.isfinite(seconds) and 0 <= seconds <= _LAST_SECOND):
+def check_time(seconds: float) -> None:
+    """ValueError for a time that no calendar holds."""
+    if not (math.isfinite(seconds) and 0 <= seconds <= LAST_SECOND):
         raise ValueError(f"the time {seconds} is out of range")
 
 

@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 from sqlalchemy.orm import Session
 
 from backend.checkpoints.repository import CheckpointRepository
-from backend.metrics.repository import MetricRepository
+from backend.metrics.store import MetricStore
 from backend.queue.repository import AttemptRepository
 from backend.queue.transitions import check_lease, lock_attempt
 from backend.runs.repository import EventRepository, RunRepository
 from backend.runs.service import RunService
-from backend.streams.lines import MAX_LINE, checkpoint_path, line_time, parse_events, parse_metrics
+from backend.streams.lines import MAX_LINE, checkpoint_path, line_time, parse_events
 from backend.streams.names import RANK0_LOG, check_name, is_text, metrics_rank
 from backend.streams.repository import StreamRepository
 from backend.tables import Attempt
@@ -37,7 +37,7 @@ class StreamService:
         self._runs = RunRepository(session)
         self._reads = RunService(session)
         self._events = EventRepository(session)
-        self._metrics = MetricRepository(session)
+        self._metrics = MetricStore(session, max_bytes)
         self._checkpoints = CheckpointRepository(session)
 
     def put(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
@@ -64,7 +64,10 @@ class StreamService:
         if not is_text(name):
             new = _whole_lines(new)
         if new:
-            self._streams.append(attempt_id, name, length, new, keep=max(0, self._max_bytes - length))
+            keep = (
+                max(0, self._max_bytes - length) if metrics_rank(name) is None else 0
+            )  # those have a store of their own
+            self._streams.append(attempt_id, name, length, new, keep=keep)
             self._ingest(attempt, name, length, new)
         return schemas.StreamInfo(attempt_id=attempt_id, name=name, length=length + len(new))
 
@@ -105,17 +108,12 @@ class StreamService:
             self._events.add(attempt.run_id, "warning", self._now, attempt=attempt.number, message=warning)
 
     def _ingest_metrics(self, attempt: Attempt, rank: int, offset: int, data: bytes, name: str) -> str | None:
-        parsed = parse_metrics(data, offset)
-        self._metrics.add(attempt, rank, parsed.records)
-        if rank == 0 and parsed.records:
+        appended = self._metrics.append(attempt, rank, offset, data)
+        if rank == 0 and appended.step is not None:
             (run,) = self._runs.lock([attempt.run_id])
-            newest = parsed.records[-1][1]
-            run.step, run.tokens, run.progress_at = newest.step, newest.tokens, self._now
-            latest = dict(run.latest)
-            for _, line in parsed.records:
-                latest |= line.values
-            run.latest = latest
-        return parsed.warning(name)
+            run.step, run.tokens, run.progress_at = appended.step, appended.tokens, self._now
+            run.latest = appended.latest
+        return appended.parsed.warning(name)
 
     def _ingest_events(self, attempt: Attempt, offset: int, data: bytes) -> str | None:
         parsed = parse_events(data, offset)

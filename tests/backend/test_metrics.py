@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.metrics.series import MIN_POINTS, summarise, thin
+from backend.metrics.points import Points, Totals, summarise
+from backend.metrics.reader import Curve
+from backend.metrics.service import summary
+from backend.metrics.thin import MIN_POINTS, thin
+from nanollama.api import schemas
 from tests.support.service import Caller, checkpoint_line, metric_line
 
 METRICS = "metrics/rank0.jsonl"
@@ -116,8 +122,8 @@ def test_thinned_series_keep_the_summary_of_all(caller: Caller) -> None:
 )
 def test_thinning(values: list[float], steps: st.DataObject, max_points: int, spacing: Any) -> None:
     gaps = steps.draw(st.lists(st.integers(1, 1000), min_size=len(values), max_size=len(values)))
-    step = [sum(gaps[: i + 1]) - 1 for i in range(len(gaps))]
-    kept = thin(step, values, max_points, spacing)
+    step = np.cumsum(gaps) - 1
+    kept = thin(step.astype(float), np.array(values), max_points, spacing).tolist()
     assert kept == sorted(set(kept))
     assert len(kept) <= max_points
     assert (kept[0], kept[-1]) == (0, len(values) - 1)
@@ -131,28 +137,42 @@ def test_thinning(values: list[float], steps: st.DataObject, max_points: int, sp
 
 
 def test_log_spacing_spreads_points_over_decades() -> None:
-    step = list(range(1, 100_001))
-    value = [math.sin(s) for s in step]
-    kept = [step[i] for i in thin(step, value, 1000, "log")]
+    step = np.arange(1, 100_001)
+    kept = step[thin(step.astype(float), np.sin(step), 1000, "log")].tolist()
     decades = [sum(10**d <= s < 10 ** (d + 1) for s in kept) for d in range(5)]
     assert decades[0] == 9  # each of the first steps has a bucket of its own
     assert min(decades[2:]) > 150
 
 
+def totals(values: list[float], size: int = 400) -> schemas.Summary:
+    steps = np.arange(len(values))
+    points = Points(steps, steps, steps.astype(float), steps.astype(float), np.array(values, float))
+    found = Totals()
+    for start in range(0, len(values), 7):
+        found.add(summarise(points.take(slice(start, start + 7)), size))
+    return schemas.Summary.model_validate(summary(Curve("r", "k", points, found, points.time)))
+
+
 @settings(deadline=None)
-@given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50))
-def test_summaries_exist_for_any_values(values: list[float]) -> None:
-    summary = summarise(values)
-    assert summary.count == len(values)
+@given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=50), size=st.integers(1, 9))
+def test_summaries_exist_for_any_values(values: list[float], size: int) -> None:
+    found = totals(values, size)
+    assert found.count == len(values)
     finite = [v for v in values if math.isfinite(v)]
     if len(finite) == len(values) and max(map(abs, values)) < 1e100:
-        assert min(values) - 1e85 <= summary.mean <= max(values) + 1e85
-        assert summary.stderr is None or summary.stderr >= 0
-    summary.model_dump_json()
+        assert min(values) - 1e85 <= found.mean <= max(values) + 1e85
+        assert found.mean == pytest.approx(math.fsum(values) / len(values), rel=1e-9, abs=1e-9 * max(map(abs, values)))
+        assert found.stderr is None or found.stderr >= 0
+    numbers = [v for v in values if not math.isnan(v)]
+    if numbers:
+        assert (found.min, found.max) == (min(numbers), max(numbers))
+    found.model_dump_json()
 
 
 def test_summary_by_hand() -> None:
-    summary = summarise([1.0, 2.0, 3.0, 4.0])
-    assert (summary.mean, summary.min, summary.max, summary.last) == (2.5, 1.0, 4.0, 4.0)
-    assert summary.stderr == pytest.approx(math.sqrt(5 / 3 / 4))
-    assert summarise([1.0]).stderr is None
+    found = totals([1.0, 2.0, 3.0, 4.0])
+    assert (found.mean, found.min, found.max, found.last) == (2.5, 1.0, 4.0, 4.0)
+    assert found.stderr == pytest.approx(math.sqrt(5 / 3 / 4))
+    assert totals([1.0]).stderr is None
+    long = [math.sin(i) + 1e3 for i in range(100)]
+    assert totals(long, 3).stderr == pytest.approx(statistics.stdev(long) / 10)

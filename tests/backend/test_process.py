@@ -95,10 +95,10 @@ def test_kill_and_restart_keep_what_was_acknowledged(database_url: str, tmp_path
         assert caller.run(run_id)["state"] == "SUCCEEDED"
 
 
-def test_it_lives_without_torch_and_numpy() -> None:
+def test_it_lives_without_torch_and_loads_arrow_only_on_demand() -> None:
     program = """
 import sys
-for name in ("torch", "numpy", "h5py"):
+for name in ("torch", "numba", "h5py", "pyarrow"):
     sys.modules[name] = None  # an import of it raises
 import backend.__main__
 from backend.app import create_app
