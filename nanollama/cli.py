@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,10 +27,12 @@ from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
 from nanollama.graph import write_graph
+from nanollama.import_config import describe, import_config
 from nanollama.progress import RunProgress, nats
+from nanollama.spec.base import Note
 from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import load_config
+from nanollama.spec.load import read_config, read_document
 from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError, home_database
 
 POLL_SECONDS = 0.5
@@ -179,7 +181,9 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Queue a training config; `$VARIABLES` in it and relative paths of data are those of this shell."""
-    config = load_config(ExperimentSpec, [f"config={file}", *context.args]).model_dump(mode="json")
+    loaded = read_config(ExperimentSpec, [f"config={file}", *context.args])
+    _print_notes(loaded.notes)
+    config = loaded.spec.model_dump(mode="json")
     if "path" in config["data"]:
         config["data"]["path"] = str(Path(config["data"]["path"]).absolute())
     with Client(url) as client:
@@ -196,11 +200,24 @@ def submit(
 @app.command(context_settings={"allow_extra_args": True})
 def validate(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE [key.sub=value …]", help="A training config, and overrides.")],
+    file: Annotated[str, typer.Argument(metavar="FILE [key.sub=value …]", help="A config, and overrides.")],
 ) -> None:
-    """Check a training config without a server: every problem at once, with its line."""
-    spec = load_config(ExperimentSpec, [f"config={file}", *context.args])
-    out.print(f"valid: {escape(spec.orchestration.name)}, {spec.optim.steps:,} steps", soft_wrap=True)
+    """Check a config, every run of a grid included, without a server: every problem at once, with its line."""
+    document = read_document([f"config={file}", *context.args])
+    _print_notes(document.notes)
+    out.print(f"valid: {escape(describe(document))}", soft_wrap=True)
+
+
+@app.command("import-config", context_settings={"allow_extra_args": True})
+def import_config_command(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE [key.sub=value …]", help="A config of any shape.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="A new file; standard output when absent.")
+    ] = None,
+) -> None:
+    """Show what a config of an older shape becomes, and the runs that its grid describes."""
+    import_config([f"config={file}", *context.args], output)
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -354,6 +371,11 @@ def upgrade(home: Home = HOME, database_url: DatabaseUrl = None) -> None:
 def version() -> None:
     """Print the version."""
     out.print(__version__)
+
+
+def _print_notes(notes: Sequence[Note]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _print_json(model: BaseModel) -> None:

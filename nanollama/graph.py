@@ -10,7 +10,7 @@ from typing import Any
 from nanollama.spec.base import Problem, SpecError, parse
 from nanollama.spec.drawing import draw_graph
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import locate, read_arguments
+from nanollama.spec.load import read_document
 from nanollama.spec.rundir import write_atomic
 
 _PLACES = ((), ("gssm",), ("data", "gssm"))  # a bare graph, a config that generates sets, a training config
@@ -22,7 +22,8 @@ def load_graph(arguments: Sequence[str]) -> GSSMSpec:
     Raises:
         SpecError: a file that cannot be read, holds no graph, or holds one with problems, each at its line.
     """
-    data, text = read_arguments(arguments)
+    document = read_document(arguments)
+    data = document.data
     for place in _PLACES:
         section: Any = data
         for key in place:
@@ -36,7 +37,7 @@ def load_graph(arguments: Sequence[str]) -> GSSMSpec:
     except SpecError as error:
         paths = (".".join(filter(None, [*place, problem.path])) for problem in error.problems)
         placed = [p.model_copy(update={"path": path}) for p, path in zip(error.problems, paths, strict=True)]
-        raise SpecError(locate(text, placed)) from None
+        raise SpecError(document.locate(placed)) from None
 
 
 def _no_graph(data: dict[str, Any]) -> Problem:

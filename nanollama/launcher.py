@@ -1,24 +1,27 @@
-"""Start a config without any server: torchrun here, or a job on Slurm.
+"""Start a config without any server: torchrun here, or a job on Slurm. A grid is started run by run, or as one array.
 
     python -m nanollama.launcher script=nanollama.apps.gssm.train config=configs/gssm/debug.yaml [key.sub=value …]
 
-`cluster.nproc_per_node` says how many ranks, `launcher.kind` where. A training app gets the next attempt of its run
-directory; any other module that can be run with `python -m` gets the config alone. Exit codes: that of the script; 2 on
-bad input; on Slurm 0 once the job is submitted, 1 when Slurm refuses it. Here the first Ctrl-C (SIGINT), or USR1, asks
-a training app to save and to stop, which ends with 75; the same command continues. Every other signal is passed on.
+`cluster.nproc_per_node` says how many ranks, `launcher.kind` where, `launcher.parallel` how many runs of a grid at a
+time. A training app gets the next attempt of its run directory; any other module that can be run with `python -m` gets
+the config alone. A grid has a directory for each run, under its name; what is finished there is not run again.
+
+Exit codes: that of the script, of a grid 0 when every run has finished and 1 when one has failed; 2 on bad input; on
+Slurm 0 once the job is submitted, 1 when Slurm refuses it. Here the first Ctrl-C (SIGINT), or USR1, asks training apps
+to save and to stop, which ends with 75; the same command continues. Every other signal is passed on.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from types import FrameType
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,20 +32,26 @@ from nanollama.monitor.attempt import (
     finished_result,
     only_run,
     placed_by,
-    read_stopped,
     run_directory,
 )
 from nanollama.monitor.summary import describe
-from nanollama.spec.base import Problem, SpecError, did_you_mean, parse
+from nanollama.processes import Runner, Start, run_all
+from nanollama.spec.base import Problem, Spec, SpecError, did_you_mean, parse
 from nanollama.spec.cluster import ClusterSpec, LauncherSpec, SlurmSpec
 from nanollama.spec.command import run_command
+from nanollama.spec.data import DatasetSpec
 from nanollama.spec.experiment import APPS, ExperimentSpec
-from nanollama.spec.load import dump_yaml, load_config, read_arguments
+from nanollama.spec.grid import Variant, expand
+from nanollama.spec.load import Document, dump_yaml, read_document
 from nanollama.spec.monitor import OrchestrationSpec
-from nanollama.spec.rundir import CONFIG, STOP_REQUESTED, write_atomic
+from nanollama.spec.rundir import write_atomic
 
 SCRIPT = "script="
 BATCH_SCRIPT = "job.sh"
+SUBMISSIONS = "submissions"
+"""In the directory of a grid on Slurm: a directory for each submission, with the script and a link to each attempt."""
+
+DATA_SCRIPT = "nanollama.apps.gssm.data"
 
 
 class LaunchSpec(BaseModel):
@@ -55,54 +64,114 @@ class LaunchSpec(BaseModel):
     orchestration: OrchestrationSpec = Field(default_factory=OrchestrationSpec)
 
 
+class AnyConfig(Spec):
+    """The config of a script that checks it by itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that is to be started.
+
+    Attributes:
+        variant: its number and name; of a config without a grid, 0 and `run`.
+        run_dir: where its attempts are.
+        config: YAML of its config.
+        is_app: whether it is a training app, which knows attempts.
+        placed_by: the key that has placed the directory.
+    """
+
+    variant: Variant[Spec]
+    run_dir: Path
+    config: str
+    is_app: bool
+    placed_by: str
+
+    def new_attempt(self) -> Path:
+        """The directory of its next attempt, with the config in it."""
+        return create_attempt(self.run_dir, self.config, placed_by=self.placed_by)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Start the script that the arguments name; returns the exit code.
 
     Raises:
         SpecError: bad input, with nothing created or started.
     """
-    module = script_module(arguments)
-    arguments = [argument for argument in arguments if not argument.startswith(SCRIPT)]
-    data, _ = read_arguments(arguments)
-    is_app = module in APPS.values()
-    if is_app:
-        spec = load_config(ExperimentSpec, arguments)
-        config = dump_yaml(spec)
-    else:
-        config = dump_yaml({key: value for key, value in data.items() if key != "launcher"})
-    launch = parse(LaunchSpec, data)
-    run_dir = run_directory(launch.launcher, launch.orchestration).absolute()
-    result = finished_result(run_dir, spec) if is_app else None
-    if result is not None:
-        print(f"{run_dir} is finished: {describe(result)}")
-        return 0
+    document = read_document([argument for argument in arguments if not argument.startswith(SCRIPT)])
+    launcher = document.data.get("launcher")
+    module = script_module(arguments, launcher.get("script") if isinstance(launcher, dict) else None)
+    for note in document.notes:
+        print(f"note: {note}", file=sys.stderr)
+    runs = plan(document, module)
+    launch = _sections(document)
     slurm = launch.launcher.kind == "slurm"
     if slurm and shutil.which("sbatch") is None:
         remedy = "start this on a login node of the cluster, or use launcher.kind=local"
         raise SpecError([Problem(path="launcher.kind", message="there is no sbatch on this machine", remedy=remedy)])
-    place = placed_by(launch.launcher)
-    with only_run(run_dir, placed_by=place) if is_app and not slurm else nullcontext():
-        attempt_dir = create_attempt(run_dir, config, placed_by=place)
-        job = Job(
-            name=launch.orchestration.name,
-            attempt_dir=attempt_dir,
-            work_dir=Path.cwd(),
-            python=sys.executable,
-            module=module,
-            arguments=[f"config={attempt_dir / CONFIG}", *([f"attempt_dir={attempt_dir}"] if is_app else [])],
-            nproc_per_node=launch.cluster.nproc_per_node,
-        )
-        return submit(job, launch.launcher.slurm) if slurm else run_here(job)
+    if not runs:
+        return 0
+    is_grid = "grid" in document.data
+    job = Job(
+        name=launch.orchestration.name,
+        attempt_dir=runs[0].run_dir,
+        work_dir=Path.cwd(),
+        python=sys.executable,
+        module=module,
+        knows_attempts=runs[0].is_app,
+        nproc_per_node=launch.cluster.nproc_per_node,
+    )
+    if slurm and is_grid:
+        return submit_array(job, runs, launch)
+    if slurm:
+        return submit(replace(job, attempt_dir=runs[0].new_attempt()), launch.launcher.slurm)
+    parallel = launch.launcher.parallel or 1
+    runner = Runner(keep_output=parallel > 1 and is_grid)
+    return run_all(runner, [_start(run, job, runner) for run in runs], parallel=parallel, summarise=is_grid)
 
 
-def script_module(arguments: Sequence[str]) -> str:
-    """The module that `script=` names.
+def plan(document: Document, module: str) -> list[Run]:
+    """The runs of the config that are not finished; what is finished is printed.
+
+    Raises:
+        SpecError: a config that is not valid, or a directory that holds a run with another one.
+    """
+    is_app = module in APPS.values()
+    model: type[Spec] = ExperimentSpec if is_app else DatasetSpec if module == DATA_SCRIPT else AnyConfig
+    variants = expand(document, model)
+    launch = _sections(document)
+    place, directory = placed_by(launch.launcher), run_directory(launch.launcher, launch.orchestration).absolute()
+    runs = []
+    for variant in variants:
+        run_dir = directory / variant.name if "grid" in document.data else directory
+        spec = variant.spec
+        if isinstance(spec, ExperimentSpec):
+            if "grid" in document.data:  # so that the run finds its directory when it is started by hand
+                spec = spec.model_copy(
+                    update={"launcher": spec.launcher.model_copy(update={"log_dir": str(run_dir), "parallel": None})}
+                )
+            result = finished_result(run_dir, spec)
+            if result is not None:
+                print(f"{run_dir} is finished: {describe(result)}")
+                continue
+            config = dump_yaml(spec)
+        else:
+            config = dump_yaml({key: value for key, value in variant.data.items() if key != "launcher"})
+        runs.append(Run(variant, run_dir, config, is_app, place))
+    return runs
+
+
+def script_module(arguments: Sequence[str], configured: object = None) -> str:
+    """The module that `script=` names, or else the config's `launcher.script`.
 
     Raises:
         SpecError: it is not named once, or there is no such program.
     """
     names = [argument.removeprefix(SCRIPT) for argument in arguments if argument.startswith(SCRIPT)]
-    known = [*APPS.values(), "nanollama.apps.gssm.data"]
+    if not names and isinstance(configured, str):
+        names = [configured]
+    known = [*APPS.values(), DATA_SCRIPT]
     if len(names) != 1:
         message = "no script is named" if not names else "more than one script is named"
         raise SpecError([Problem(path="script", message=message, remedy=f"write script={known[0]}")])
@@ -118,60 +187,84 @@ def script_module(arguments: Sequence[str]) -> str:
     return names[0]
 
 
-def run_here(job: Job) -> int:
-    """Run the job's ranks on this machine until they end.
-
-    Signals are passed on, but USR1 and an app's first SIGINT ask for a save and a stop.
-    """
-    ranks = [f"--nproc-per-node={job.nproc_per_node}", "-m", job.module, *job.arguments]
-    # a session of its own, or torchrun would get the terminal's Ctrl-C twice: from the terminal and from here
-    process = subprocess.Popen([job.python, "-m", "nanollama.cluster.torchrun", *ranks], start_new_session=True)
-
-    request = job.attempt_dir / STOP_REQUESTED
-    heeds_requests = f"attempt_dir={job.attempt_dir}" in job.arguments
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1 or (number == signal.SIGINT and heeds_requests and not request.exists()):
-            request.touch()
-        else:
-            process.send_signal(number)
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.signal(number, pass_on) for number in handled}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    stopped = read_stopped(job.attempt_dir)
-    if stopped is not None:
-        return stopped.exit_code
-    return code if code >= 0 else 128 - code
-
-
 def submit(job: Job, spec: SlurmSpec) -> int:
-    """Hand the job to Slurm and print its id; returns the exit code."""
-    script = job.attempt_dir / BATCH_SCRIPT
+    """Hand the job to Slurm and print its id; returns the exit code. What a refusal leaves behind is removed."""
     try:
-        arguments = sbatch_arguments(spec, job)
+        code = _sbatch(job, spec, job.attempt_dir / BATCH_SCRIPT)
     except SpecError:
         discard_attempt(job.attempt_dir)
         raise
+    if code is None:
+        discard_attempt(job.attempt_dir)
+        return 1
+    return code
+
+
+def submit_array(job: Job, runs: Sequence[Run], launch: LaunchSpec) -> int:
+    """Hand the runs to Slurm as one array whose tasks have the numbers of the runs; returns the exit code."""
+    place = run_directory(launch.launcher, launch.orchestration).absolute() / SUBMISSIONS
+    links = next(path for path in (place / str(i) for i in count(1)) if not path.exists())
+    attempts = [run.new_attempt() for run in runs]
+    links.mkdir(parents=True)
+    for run, attempt_dir in zip(runs, attempts, strict=True):
+        (links / str(run.variant.index)).symlink_to(attempt_dir)
+    tasks = tuple(run.variant.index for run in runs)
+    array = replace(job, attempt_dir=links, tasks=tasks, throttle=launch.launcher.parallel)
+    try:
+        code = _sbatch(array, launch.launcher.slurm, links / BATCH_SCRIPT)
+    except SpecError:
+        _discard_array(links, attempts)
+        raise
+    if code is None:
+        _discard_array(links, attempts)
+        return 1
+    return code
+
+
+def _discard_array(links: Path, attempts: Sequence[Path]) -> None:
+    for attempt_dir in attempts:
+        discard_attempt(attempt_dir)
+    discard_attempt(links)
+    if not any(links.parent.parent.iterdir()):
+        links.parent.parent.rmdir()
+
+
+def _sbatch(job: Job, spec: SlurmSpec, script: Path) -> int | None:
+    """Write the script and submit it: 0 with its id printed, 1 when it may have been accepted, None when it was not."""
+    arguments = sbatch_arguments(spec, job)
     write_atomic(script, batch_script(spec, job).encode())
     answer = subprocess.run(["sbatch", *arguments, str(script)], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        discard_attempt(job.attempt_dir)
         reason = answer.stderr.strip() or f"it ended with code {answer.returncode} and said nothing"
         print(f"error: sbatch refused the job: {reason}", file=sys.stderr)
-        return 1
+        return None
     try:
         job_id = parse_job_id(answer.stdout)
     except ValueError as error:
         print(f"error: {error}; look for a job named {job.name} in squeue", file=sys.stderr)
         return 1
-    print(f"submitted; output will be in {job.attempt_dir}", file=sys.stderr)
+    what = f"submitted {len(job.tasks):,} runs; links to their output" if job.tasks else "submitted; output"
+    print(f"{what} will be in {job.attempt_dir}", file=sys.stderr)
     print(job_id.id)
     return 0
+
+
+def _start(run: Run, job: Job, runner: Runner) -> Start:
+    """What starts one run here and waits for its end."""
+
+    def start() -> int:
+        lock = only_run(run.run_dir, placed_by=run.placed_by) if run.is_app else nullcontext()
+        with lock:
+            return runner.run(replace(job, attempt_dir=run.new_attempt()))
+
+    return Start(run.variant.name, start)
+
+
+def _sections(document: Document) -> LaunchSpec:
+    try:
+        return parse(LaunchSpec, document.data)
+    except SpecError as error:
+        raise SpecError(document.locate(error.problems)) from None
 
 
 if __name__ == "__main__":

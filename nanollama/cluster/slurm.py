@@ -14,14 +14,15 @@ from pathlib import Path
 
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.cluster import SlurmSpec
-from nanollama.spec.rundir import STDOUT, STOP_REQUESTED
+from nanollama.spec.rundir import CONFIG, STDOUT, STOP_REQUESTED
 
 # A trap runs only between two commands, so torchrun runs in the background and the script waits. A `wait` that a
 # signal cut short says nothing about torchrun: the loop waits again, until one has come to its own end.
 _SCRIPT = """\
 #!/bin/bash
 # Slurm signals before the time limit. torchrun would swallow the signal; the file asks the training loop to stop.
-stop_requested={stop_requested}
+attempt_dir={attempt_dir}
+stop_requested=$attempt_dir/{stop_requested}
 child=
 terminated=
 trap 'signalled=1; touch -- "$stop_requested"' USR1
@@ -51,12 +52,15 @@ class Job:
 
     Attributes:
         name: name of the job, any text.
-        attempt_dir: where the output goes and a stop is requested; absolute.
+        attempt_dir: where the config is, the output goes and a stop is requested; absolute. Of an array, the directory
+            in which every task has a link to its own, called by the task's number.
         work_dir: directory in which the command runs; absolute.
         python: interpreter that has the library.
         module: module that every rank runs.
-        arguments: its command line.
+        knows_attempts: whether the module is told its attempt directory besides its config.
         nproc_per_node: ranks per node.
+        tasks: numbers of an array's tasks; empty for a single job.
+        throttle: tasks that may run at a time; None for as many as fit.
     """
 
     name: str
@@ -64,8 +68,16 @@ class Job:
     work_dir: Path
     python: str
     module: str
-    arguments: Sequence[str]
+    knows_attempts: bool
     nproc_per_node: int
+    tasks: tuple[int, ...] = ()
+    throttle: int | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """The module's command line, for a job that is no array."""
+        attempt = [f"attempt_dir={self.attempt_dir}"] if self.knows_attempts else []
+        return [f"config={self.attempt_dir / CONFIG}", *attempt]
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,8 @@ def sbatch_arguments(spec: SlurmSpec, job: Job) -> list[str]:
     if "\\" in str(job.attempt_dir):
         message = f"Slurm cannot write its output to {job.attempt_dir}: it drops the backslash"
         raise SpecError([Problem(path="launcher.log_dir", message=message, remedy="use a path without backslashes")])
-    output = str(job.attempt_dir / STDOUT).replace("%", "%%")  # a lone % starts one of Slurm's own patterns
+    place = str(job.attempt_dir).replace("%", "%%")  # a lone % starts one of Slurm's own patterns
+    output = f"{place}/%a/{STDOUT}" if job.tasks else f"{place}/{STDOUT}"
     arguments = [
         "--parsable",
         "--no-requeue",
@@ -98,6 +111,9 @@ def sbatch_arguments(spec: SlurmSpec, job: Job) -> list[str]:
         "--ntasks-per-node=1",
         f"--cpus-per-task={spec.nb_cpus * job.nproc_per_node}",
     ]
+    if job.tasks:
+        limit = f"%{job.throttle}" if job.throttle is not None else ""
+        arguments.append(f"--array={array_ranges(job.tasks)}{limit}")
     if spec.nb_gpus:
         arguments.append(f"--gpus-per-node={spec.nb_gpus}")
     optional = ("partition", "account", "qos", "constraint", "exclude", "mem", "time")
@@ -106,7 +122,7 @@ def sbatch_arguments(spec: SlurmSpec, job: Job) -> list[str]:
 
 
 def batch_script(spec: SlurmSpec, job: Job) -> str:
-    """The script for bash that runs the job's ranks and ends with their exit code."""
+    """The script for bash that runs the ranks of the job, or of one task of its array, and ends with their code."""
     environment = [f"export OMP_NUM_THREADS={spec.nb_cpus}"]
     command = [job.python, "-m", "nanollama.cluster.torchrun", f"--nproc-per-node={job.nproc_per_node}"]
     rendezvous = ""
@@ -117,11 +133,25 @@ def batch_script(spec: SlurmSpec, job: Job) -> str:
         command = ["srun", "--kill-on-bad-exit=1", *shape, *command]
         command += [f"--nnodes={spec.nodes}", "--rdzv-backend=c10d"]
         rendezvous = ' --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$N2N_HEAD_NODE:$N2N_HEAD_PORT"'
+    place = _quote(str(job.attempt_dir))
+    words = f'"config=$attempt_dir/{CONFIG}"' + (' "attempt_dir=$attempt_dir"' if job.knows_attempts else "")
     return _SCRIPT.format(
-        stop_requested=_quote(str(job.attempt_dir / STOP_REQUESTED)),
+        attempt_dir=f'"$(readlink -f -- {place}/"$SLURM_ARRAY_TASK_ID")"' if job.tasks else place,
+        stop_requested=STOP_REQUESTED,
         environment="\n".join(environment),
-        command=f"{_join(command)}{rendezvous} {_join(['-m', job.module, *job.arguments])}",
+        command=f"{_join(command)}{rendezvous} {_join(['-m', job.module])} {words}",
     )
+
+
+def array_ranges(tasks: Sequence[int]) -> str:
+    """Numbers of tasks as sbatch's --array takes them: 0, 1, 2, 5 becomes 0-2,5."""
+    ranges: list[list[int]] = []
+    for task in sorted(tasks):
+        if ranges and ranges[-1][1] == task - 1:
+            ranges[-1][1] = task
+        else:
+            ranges.append([task, task])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def parse_job_id(output: str) -> JobId:

@@ -1,20 +1,25 @@
-"""Read a config: YAML with line numbers in its errors, `key.sub=value` overrides and $VARIABLES."""
+"""Read a config: YAML with line numbers in its errors, `key.sub=value` overrides, $VARIABLES and older shapes."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel
 
-from nanollama.spec.base import Problem, SpecError, parse
+from nanollama.spec.base import Note, Problem, SpecError, parse
+from nanollama.spec.translation import origin, translate
 
 MAX_BYTES = 1 << 20
 """Largest config text, in bytes."""
+
+GRID_ID = "grid_id"
+"""Key whose number stands for $GRIDID in every string of a config."""
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
@@ -122,27 +127,38 @@ def locate(text: str, problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _find(node: Any, path: list[str]) -> Any:
+    """The mark of the deepest part of the path that stands in the document; a key may itself hold dots."""
     mark = None
-    for part in path:
+    while path:
         if isinstance(node, yaml.MappingNode):
-            pair = next((pair for pair in node.value if pair[0].value == part), None)
-            if pair is None:
+            pairs = {key.value: (key, value) for key, value in node.value}
+            size = next((n for n in range(1, len(path) + 1) if ".".join(path[:n]) in pairs), 0)
+            if not size:
                 break
-            mark, node = pair[0].start_mark, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
-            node = node.value[int(part)]
-            mark = node.start_mark
+            key, node = pairs[".".join(path[:size])]
+            mark, path = key.start_mark, path[size:]
+        elif isinstance(node, yaml.SequenceNode) and path[0].isdigit() and int(path[0]) < len(node.value):
+            node = node.value[int(path[0])]
+            mark, path = node.start_mark, path[1:]
         else:
             break
     return mark
 
 
-def expand_variables(data: Any, environment: Mapping[str, str]) -> Any:
-    """Replace `$NAME` and `${NAME}` in every string of the data.
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_GRIDID = re.compile(r"\$(?:(GRIDID)\b|\{(GRIDID)\})")
+
+
+def expand_variables(data: Any, environment: Mapping[str, str], *, keep: Collection[str] = ()) -> Any:
+    """Replace `$NAME` and `${NAME}` in every string of the data, but for the names to keep.
 
     Raises:
         SpecError: a variable that is not set, at its path.
     """
+    return _expand(data, environment, _VARIABLE, keep)
+
+
+def _expand(data: Any, environment: Mapping[str, str], pattern: re.Pattern[str], keep: Collection[str]) -> Any:
     problems: list[Problem] = []
 
     def walk(value: Any, path: tuple[str, ...]) -> Any:
@@ -155,12 +171,14 @@ def expand_variables(data: Any, environment: Mapping[str, str]) -> Any:
 
         def replace(match: re.Match[str]) -> str:
             name = match.group(1) or match.group(2)
+            if name in keep:
+                return match.group()
             if name not in environment:
                 message = f"the variable ${name} is not set"
                 problems.append(Problem(path=".".join(path), message=message, remedy=f"export {name}=..."))
             return environment.get(name, "")
 
-        return re.sub(r"\$(?:(\w+)|\{(\w+)\})", replace, value)
+        return pattern.sub(replace, value)
 
     expanded = walk(data, ())
     if problems:
@@ -179,6 +197,15 @@ def apply_override(data: dict[str, Any], argument: str) -> None:
         is_file = argument.endswith((".yaml", ".yml"))
         remedy = f"write config={argument}" if is_file else "write key.sub=value, for example optim.steps=100"
         raise SpecError([Problem(path="", message=f"cannot read the argument '{argument}'", remedy=remedy)])
+    set_value(data, key, _load_value(key, value))
+
+
+def set_value(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted path; sections that are missing are made, a number is the index of a list.
+
+    Raises:
+        SpecError: a path through something that has no keys.
+    """
     parts = key.split(".")
     target: Any = data
     for i, part in enumerate(parts):
@@ -193,7 +220,7 @@ def apply_override(data: dict[str, Any], argument: str) -> None:
             path = ".".join(parts[:i])
             raise SpecError([Problem(path=key, message=f"{path} is a plain value and has no key '{part}'")])
         if last:
-            target[slot] = _load_value(key, value)
+            target[slot] = value
         elif isinstance(target, dict):
             target = target.setdefault(slot, {})
             if target is None:
@@ -235,13 +262,73 @@ def read_config_file(path: str | Path) -> str:
         raise SpecError([Problem(path="config", message=message)]) from None
 
 
-def read_arguments(
-    arguments: Sequence[str], environment: Mapping[str, str] | None = None
-) -> tuple[dict[str, Any], str]:
-    """Plain data from `config=FILE key.sub=value …`, and the text of the file ('' without one).
+@dataclass(frozen=True)
+class Document:
+    """A config in today's shape, not yet validated, and what is needed to speak of it in the user's words.
+
+    Attributes:
+        data: the config; `grid` and `grid_id` are still in it, and $GRIDID in its strings.
+        text: the file, '' without one.
+        notes: what was found idle or was moved.
+        origins: from dotted paths of today to those of the file, for what has moved, subtrees included.
+        overrides: dotted paths of the file that were set on the command line.
+    """
+
+    data: dict[str, Any]
+    text: str
+    notes: tuple[Note, ...]
+    origins: Mapping[str, str]
+    overrides: frozenset[str]
+
+    def locate(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems at the keys, lines and columns of the file; those of overrides at today's keys."""
+        moved = [p.model_copy(update={"path": origin(p.path, self.origins)}) for p in problems]
+        pairs = zip(problems, moved, locate(self.text, moved), strict=True)
+        return [bare if self._is_override(own.path) else placed for bare, own, placed in pairs]
+
+    def parse(self, model: type[SpecT]) -> SpecT:
+        """The spec of a config that is no grid.
+
+        Raises:
+            SpecError: with every problem, at its line in the file where it has one.
+        """
+        data = dict(self.data)
+        grid = data.pop("grid", None)
+        try:
+            if grid is not None:
+                first = next(iter(grid), "") if isinstance(grid, dict) else ""
+                message = "this file describes several runs, and one is wanted here"
+                remedy = "start all with `python -m nanollama.launcher script=…`, or set grid={} to leave the grid out"
+                raise SpecError([Problem(path=f"grid.{first}".rstrip("."), message=message, remedy=remedy)])
+            return parse(model, fill_grid_id(data, data.pop(GRID_ID, None)))
+        except SpecError as error:
+            raise SpecError(self.locate(error.problems)) from None
+
+    def _is_override(self, path: str) -> bool:
+        parts = path.split(".")
+        return any(".".join(parts[:n]) in self.overrides for n in range(1, len(parts) + 1))
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[SpecT]):
+    """A spec, and what its author should know about the file that it comes from."""
+
+    spec: SpecT
+    notes: tuple[Note, ...]
+
+
+def read_document(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, *, keep_variables: bool = False
+) -> Document:
+    """The config of `config=FILE key.sub=value …`, in today's shape.
+
+    Args:
+        arguments: the file and overrides.
+        environment: what $VARIABLES stand for; that of this process when absent.
+        keep_variables: whether variables are left as they are written.
 
     Raises:
-        SpecError: as load_yaml, apply_override and expand_variables.
+        SpecError: as load_yaml, apply_override, expand_variables and translate.
     """
     overrides = [a for a in arguments if not a.startswith("config=")]
     files = [a.partition("=")[2] for a in arguments if a.startswith("config=")]
@@ -255,27 +342,61 @@ def read_arguments(
         raise SpecError(
             [Problem(path="", message=f"expected a mapping of keys to values, found a {type(data).__name__}")]
         )
+    overrides = [_override_in(data, argument) for argument in overrides]
     for argument in overrides:
         apply_override(data, argument)
-    return expand_variables(data, os.environ if environment is None else environment), text
+    if not keep_variables:
+        data = expand_variables(data, os.environ if environment is None else environment, keep=("GRIDID",))
+    try:
+        translation = translate(data)
+    except SpecError as error:
+        raise SpecError(locate(text, error.problems)) from None
+    keys = frozenset(argument.partition("=")[0] for argument in overrides)
+    return Document(translation.data, text, translation.notes, translation.origins, keys)
 
 
-def load_config(model: type[SpecT], arguments: Sequence[str]) -> SpecT:
-    """A validated config from command-line arguments `config=FILE key.sub=value …`.
+def _override_in(data: Mapping[str, Any], argument: str) -> str:
+    """The argument with its key as the file would have it: what is no launcher's is under `run_config` in some."""
+    nested = isinstance(data.get("run_config"), dict) and "=" in argument
+    if not nested or argument.startswith(("launcher.", "run_config.", "=")):
+        return argument
+    if argument.startswith(("grid.", "grid=")):
+        return f"launcher.{argument}"
+    return f"run_config.{argument}"
+
+
+def fill_grid_id(data: dict[str, Any], grid_id: Any) -> dict[str, Any]:
+    """Put the number in the place of $GRIDID in every string.
+
+    Raises:
+        SpecError: a grid id that is no number, or a string that needs one where none is given.
+    """
+    if grid_id is not None and (not isinstance(grid_id, int) or isinstance(grid_id, bool) or grid_id < 0):
+        message = f"should be a number from 0 on, found {grid_id!r}"
+        raise SpecError([Problem(path=GRID_ID, message=message, remedy="it stands for $GRIDID in paths")])
+    try:
+        return _expand(data, {} if grid_id is None else {"GRIDID": str(grid_id)}, _GRIDID, ())  # type: ignore[no-any-return]
+    except SpecError as error:
+        remedy = f"add `{GRID_ID}: 0`, or sweep {GRID_ID} in the grid"
+        raise SpecError(
+            Problem(path=p.path, message=f"$GRIDID stands for {GRID_ID}, which is not given", remedy=remedy)
+            for p in error.problems
+        ) from None
+
+
+def read_config(model: type[SpecT], arguments: Sequence[str]) -> Loaded[SpecT]:
+    """A validated config from command-line arguments `config=FILE key.sub=value …`, with the notes on its file.
 
     Raises:
         SpecError: with every problem, at its line in the file where it has one.
     """
-    data, text = read_arguments(arguments)
-    try:
-        return parse(model, data)
-    except SpecError as error:
-        overridden = {argument.partition("=")[0] for argument in arguments}
-        places = [p.path.split(".") for p in error.problems]
-        given = [any(".".join(place[:n]) in overridden for n in range(1, len(place) + 1)) for place in places]
-        located = locate(text, error.problems)
-        pairs = zip(error.problems, located, given, strict=True)
-        raise SpecError([bare if from_argument else in_file for bare, in_file, from_argument in pairs]) from None
+    document = read_document(arguments)
+    return Loaded(document.parse(model), document.notes)
+
+
+def load_config(model: type[SpecT], arguments: Sequence[str]) -> SpecT:
+    """As read_config, for those who have nobody to show notes to."""
+    return read_config(model, arguments).spec
 
 
 def dump_yaml(config: BaseModel | Mapping[str, Any]) -> str:

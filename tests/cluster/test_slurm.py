@@ -36,7 +36,7 @@ def job(tmp_path: Path, **keys: object) -> Job:
         "work_dir": tmp_path,
         "python": sys.executable,
         "module": "nanollama.apps.gssm.train",
-        "arguments": ["config=a.yaml"],
+        "knows_attempts": True,
         "nproc_per_node": 1,
     }
     return Job(**{**defaults, **keys})  # type: ignore[arg-type] # keys are named by the tests
@@ -63,20 +63,22 @@ def run_script(script: str, directory: Path, **environment: str) -> subprocess.C
 
 
 @settings(deadline=None, max_examples=30)
-@given(arguments=st.lists(words, max_size=4), module=words, folder=words)
+@given(module=words, folder=words, array=st.booleans())
 def test_hostile_words_reach_the_program_as_data(
-    tmp_path_factory: pytest.TempPathFactory, arguments: list[str], module: str, folder: str
+    tmp_path_factory: pytest.TempPathFactory, module: str, folder: str, array: bool
 ) -> None:
     here = tmp_path_factory.mktemp("slurm")
     python = echo_program(here, "py'th$on")
-    attempt_dir = here / folder.replace("/", "_")
-    script = batch_script(
-        SlurmSpec(), job(here, attempt_dir=attempt_dir, python=str(python), module=module, arguments=arguments)
-    )
-    ran = run_script(script, here)
+    attempt_dir = here / f"x{folder}".replace("/", "_")[:60]
+    given_dir, tasks = (here, (7,)) if array else (attempt_dir, ())
+    if array:
+        (here / "7").symlink_to(attempt_dir)
+    script = batch_script(SlurmSpec(), job(here, attempt_dir=given_dir, python=str(python), module=module, tasks=tasks))
+    ran = run_script(script, here, SLURM_ARRAY_TASK_ID="7")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert json.loads(ran.stdout)[3:] == ["-m", module, *arguments]
-    assert [path.name for path in here.iterdir()] == [python.name]
+    told = f"{attempt_dir}".rstrip("\n") if array else f"{attempt_dir}"  # as every $(command) of a shell
+    assert json.loads(ran.stdout)[3:] == ["-m", module, f"config={told}/config.yaml", f"attempt_dir={told}"]
+    assert [path.name for path in here.iterdir() if not path.is_symlink()] == [python.name]
     assert script.count("\n") == batch_script(SlurmSpec(), job(here)).count("\n")
 
 
@@ -135,7 +137,7 @@ def test_several_nodes_meet_at_the_first(tmp_path: Path) -> None:
         *["--kill-on-bad-exit=1", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8"],
         *["py", "-m", "nanollama.cluster.torchrun", "--nproc-per-node=4", "--nnodes=2", "--rdzv-backend=c10d"],
         *["--rdzv-id=20012", "--rdzv-endpoint=node7:20012"],
-        *["-m", "nanollama.apps.gssm.train", "config=a.yaml"],
+        *["-m", "nanollama.apps.gssm.train", f"config={tmp_path}/1/config.yaml", f"attempt_dir={tmp_path}/1"],
     ]
 
 

@@ -20,7 +20,7 @@ from nanollama.spec.load import (
     load_config,
     load_yaml,
     locate,
-    read_arguments,
+    read_document,
 )
 from tests.support.examples import experiment
 
@@ -96,17 +96,17 @@ def test_a_config_of_five_megabytes_is_refused_with_the_limit(tmp_path: Path) ->
     path = tmp_path / "big.yaml"
     path.write_text("a: " + "x" * 5_000_000)
     with pytest.raises(SpecError, match="1,048,576"):
-        read_arguments([f"config={path}"])
+        read_document([f"config={path}"])
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nowhere\.yaml: No such file"):
-        read_arguments([f"config={tmp_path / 'nowhere.yaml'}"])
+        read_document([f"config={tmp_path / 'nowhere.yaml'}"])
 
 
 def test_a_directory_is_no_config(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="Is a directory"):
-        read_arguments([f"config={tmp_path}"])
+        read_document([f"config={tmp_path}"])
 
 
 def test_problems_are_located_in_the_text() -> None:
@@ -174,7 +174,7 @@ def test_load_config_names_lines_of_the_file_but_not_of_arguments(tmp_path: Path
 
 def test_two_config_files_are_refused() -> None:
     with pytest.raises(SpecError, match="more than once"):
-        read_arguments(["config=a", "config=b"])
+        read_document(["config=a", "config=b"])
 
 
 def test_dump_and_load_round_trip() -> None:

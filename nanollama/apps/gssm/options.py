@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from nanollama.data.gssm import Kernels, draw_kernels
 from nanollama.spec.base import Problem, Spec, SpecError, parse
 from nanollama.spec.data import DatasetSpec, FileData
+from nanollama.spec.evaluation import EntropySpec
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import load_config, load_yaml, read_arguments
+from nanollama.spec.load import load_config, load_yaml, read_document
 from nanollama.spec.rundir import write_atomic
 
 OptionsT = TypeVar("OptionsT", bound=Spec)
@@ -94,16 +95,17 @@ class Source:
 
 
 def read_source(arguments: Sequence[str]) -> Source:
-    """Graph, seed and length that `config=FILE key.sub=value …` names, in a training config or one that makes sets.
+    """Graph, seed and length that `config=FILE key.sub=value …` names, in any config that has data or makes sets.
 
     Raises:
         SpecError: every problem of the config, or a file of sequences that cannot be used.
     """
-    root, _ = read_arguments(arguments)
+    root = read_document(arguments).data
     if "sets" in root or ("gssm" in root and "data" not in root):
         made = load_config(DatasetSpec, arguments)
         return Source(spec=made.gssm, seed=made.seed, seq_len=made.seq_len, path=None, place="")
-    data = load_config(ExperimentSpec, arguments).data
+    entropy_only = root.keys().isdisjoint(("model", "optim")) and "data" in root
+    data = load_config(EntropySpec if entropy_only else ExperimentSpec, arguments).data
     if not isinstance(data, FileData):
         return Source(spec=data.gssm, seed=data.seed, seq_len=data.seq_len, path=None, place="data")
     from nanollama.data.hdf5 import DatasetReader  # noqa: PLC0415 - as above
