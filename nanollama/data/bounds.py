@@ -1,15 +1,26 @@
-"""The entropy bound: what the true model itself pays for its sequences, in nats."""
+"""The entropy bound: what the true model itself pays for its sequences, in nats.
+
+PyTorch is imported by a Scorer, not by this module, so that commands that only want a figure start at once.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from nanollama.data.filter import MEMORY_BUDGET, Filter
-from nanollama.data.gssm import Kernels
+from nanollama.data.filter import MAX_OPERATIONS, MEMORY_BUDGET, Filter, FloatType
+from nanollama.data.gssm import Array, Kernels
 from nanollama.data.sampler import Sampler
+
+if TYPE_CHECKING:
+    import torch
+
+    from nanollama.data.torch_filter import TorchFilter
 
 
 @dataclass(frozen=True)
@@ -21,40 +32,170 @@ class Estimate:
     num_sequences: int
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> Estimate:
+    def of(cls, values: ArrayLike) -> Estimate:
         """Mean and standard error of one value per sequence, shape [N] with N >= 2."""
-        count = len(values)
+        numbers = np.asarray(values, dtype=np.float64)
+        count = len(numbers)
         if count < 2:
             raise ValueError(f"a standard error needs at least 2 sequences, found {count}")
-        values = values.double()
-        return cls(mean=values.mean().item(), stderr=values.std().item() / math.sqrt(count), num_sequences=count)
+        stderr = float(numbers.std(ddof=1)) / math.sqrt(count)
+        return cls(mean=float(numbers.mean()), stderr=stderr, num_sequences=count)
 
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.stderr:.4f} nats/token over {self.num_sequences:,} sequences"
 
 
+@dataclass(frozen=True, eq=False)
+class ByPosition:
+    """-log p(x_t | x_<t) averaged over sequences, for t = 1 .. T-1, and the standard errors; float64 [T - 1]."""
+
+    mean: Array
+    stderr: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Entropy:
+    """The entropy of a model's sequences.
+
+    Attributes:
+        estimate: in nats per token, over whole sequences.
+        by_position: entropy of each token given those before it; the last is the estimate of the entropy rate.
+        method: how the sequences were scored.
+        seconds: that sampling and scoring took.
+    """
+
+    estimate: Estimate
+    by_position: ByPosition
+    method: str
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.estimate.mean
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean."""
+        return self.estimate.stderr
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that were scored."""
+        return self.estimate.num_sequences
+
+    def __str__(self) -> str:
+        return str(self.estimate)
+
+
+def entropy(
+    kernels: Kernels,
+    seq_len: int,
+    num_sequences: int,
+    *,
+    seed: int = 0,
+    split: str = "entropy",
+    batch_size: int = 1024,
+    dtype: FloatType = np.float64,
+    memory_budget: int = MEMORY_BUDGET,
+    max_operations: int = MAX_OPERATIONS,
+    threads: int | None = None,
+) -> Entropy:
+    """Entropy in nats per token of sequences of `seq_len` tokens, the first of which is given.
+
+    Args:
+        kernels: the true model.
+        seq_len: tokens per sequence, the start token included; at least 2.
+        num_sequences: sequences that are sampled and scored; at least 2.
+        seed: of the sequences.
+        split: of the sequences; different splits are independent.
+        batch_size: sequences sampled at a time; it changes no result beyond rounding.
+        dtype: of the scores' probabilities, float64 or float32.
+        memory_budget: of the filter, in bytes.
+        max_operations: of the filter.
+        threads: of the filter; None for as many as the process may use.
+
+    Raises:
+        SpecError: a graph that cannot be scored exactly.
+    """
+    assert seq_len >= 2, seq_len
+    began = time.monotonic()
+    model = Filter(kernels, dtype=dtype, memory_budget=memory_budget, max_operations=max_operations, threads=threads)
+    sampler = Sampler(kernels, seed, split)
+    means, total, squares = [], np.zeros(seq_len - 1), np.zeros(seq_len - 1)
+    shift = np.zeros(seq_len - 1)  # the first batch's means: squares of what is left do not cancel
+    for start in range(0, num_sequences, batch_size):
+        tokens = sampler.sample(range(start, min(start + batch_size, num_sequences)), seq_len)
+        scores = -model.log_likelihood(tokens)
+        if start == 0:
+            shift = scores.mean(axis=0)
+        means.append(scores.mean(axis=1))
+        total += (scores - shift).sum(axis=0)
+        squares += ((scores - shift) ** 2).sum(axis=0)
+    estimate = Estimate.of(np.concatenate(means) if means else np.empty(0))
+    variance = np.maximum(squares - total**2 / num_sequences, 0) / (num_sequences - 1)
+    by_position = ByPosition(mean=shift + total / num_sequences, stderr=np.sqrt(variance / num_sequences))
+    return Entropy(estimate, by_position, method="forward filter", seconds=time.monotonic() - began)
+
+
 class Scorer:
-    """Scores tokens with the true model, exactly; results lie on the scorer's device."""
+    """Scores tokens with the true model, exactly. Tensors in and out; results lie on the scorer's device.
+
+    On the CPU it is the compiled Filter, on an accelerator the same plan in PyTorch.
+    """
 
     def __init__(
         self,
         kernels: Kernels,
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        max_operations: int = MAX_OPERATIONS,
     ) -> None:
-        """Precompute the filter's tables.
+        """Precompute the tables.
+
+        Args:
+            kernels: the true model.
+            device: where to compute.
+            dtype: torch.float64 (the default) or torch.float32, of the probabilities.
+            memory_budget: as Filter.
+            max_operations: as Filter.
 
         Raises:
             SpecError: a graph that cannot be scored exactly, as Filter.
         """
-        self._filter = Filter(kernels, device=device, dtype=dtype, memory_budget=memory_budget)
+        import torch  # noqa: PLC0415 - see the module's docstring
+
+        from nanollama.data.torch_filter import TorchFilter  # noqa: PLC0415
+
+        self._torch = torch
+        self._device = torch.device(device)
+        wanted = torch.float64 if dtype is None else dtype
+        self._filter: Filter | None = None
+        self._device_filter: TorchFilter | None = None
+        if self._device.type == "cpu":
+            if wanted not in (torch.float64, torch.float32):
+                raise ValueError(f"probabilities can be float64 or float32, not {wanted}")
+            self._filter = Filter(
+                kernels,
+                dtype=np.float64 if wanted == torch.float64 else np.float32,
+                memory_budget=memory_budget,
+                max_operations=max_operations,
+            )
+        else:
+            self._device_filter = TorchFilter(
+                kernels, device=self._device, dtype=wanted, memory_budget=memory_budget, max_operations=max_operations
+            )
 
     @property
     def device(self) -> torch.device:
         """Where the scores are computed."""
-        return self._filter.device
+        return self._device
+
+    def explain(self) -> str:
+        """How the scores are computed, and what that costs."""
+        return (self._filter or self._on_device()).explain()
 
     def nll(self, tokens: torch.Tensor) -> torch.Tensor:
         """-log p(x_1 .. x_{T-1}) in nats of each of the tokens [B, T]: float64 of shape [B].
@@ -72,7 +213,9 @@ class Scorer:
         Raises:
             ValueError: tokens that the model cannot have produced.
         """
-        return -self._filter.log_likelihood(tokens)
+        if self._filter is None:
+            return -self._on_device().log_likelihood(tokens)
+        return self._torch.from_numpy(-self._filter.log_likelihood(_numpy(tokens)))
 
     def predictive(self, tokens: torch.Tensor) -> torch.Tensor:
         """The true p(x_t | x_<t) of tokens [B, T] for t = 1 .. T-1, shape [B, T - 1, V].
@@ -80,40 +223,56 @@ class Scorer:
         Raises:
             ValueError: tokens that the model cannot have produced.
         """
-        return self._filter.predictive(tokens)
+        if self._filter is None:
+            return self._on_device().predictive(tokens)
+        return self._torch.from_numpy(self._filter.predictive(_numpy(tokens)))
+
+    def posterior(self, tokens: torch.Tensor, *, smoothed: bool = False) -> dict[str, torch.Tensor]:
+        """p(z_t | x_<=t) of each latent that tokens [B, T] depend on, or given all of x: float64 [B, T, its states].
+
+        Raises:
+            ValueError: tokens that the model cannot have produced.
+        """
+        if self._filter is None:
+            return self._on_device().posterior(tokens, smoothed=smoothed)
+        found = self._filter.posterior(_numpy(tokens), smoothed=smoothed)
+        return {name: self._torch.from_numpy(marginal) for name, marginal in found.items()}
+
+    def kl(self, tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """KL( p(x_t | x_<t) || softmax(logits) ) in nats, exact, of tokens [B, T]: float64 of shape [B, T - 1].
+
+        Args:
+            tokens: sequences of the model.
+            logits: a learner's, [B, T - 1, W]; those at t - 1 predict x_t. W may exceed the model's V symbols: what the
+                learner spends on the others it lacks on these.
+
+        Raises:
+            ValueError: tokens that the model cannot have produced, or logits of another shape or not finite.
+        """
+        p = self.predictive(tokens).double()
+        count, predicted, symbols = p.shape
+        if logits.ndim != 3 or logits.shape[:2] != p.shape[:2] or logits.shape[2] < symbols:
+            wanted = f"[{count}, {predicted}, {symbols} or more]"
+            raise ValueError(
+                f"expected logits of shape {wanted} for tokens {list(tokens.shape)}, found {list(logits.shape)}"
+            )
+        wrong = ~logits.isfinite().all(dim=2)
+        if bool(wrong.any()):
+            row, t = (int(i) for i in wrong.nonzero()[0])
+            raise ValueError(f"the logits of sequence {row} at position {t} are not finite; the learner has diverged")
+        log_q = logits.detach().to(self._device, self._torch.float64).log_softmax(dim=2)
+        seen = log_q[:, :, :symbols]
+        # p log(p/q) - p + q: its sum is the divergence, and no term is negative, so that rounding cannot make it so
+        terms = self._torch.special.xlogy(p, p) - p * seen - p + seen.exp()
+        divergence: torch.Tensor = terms.sum(dim=2) + log_q[:, :, symbols:].exp().sum(dim=2)
+        return divergence.clamp_min(0)
+
+    def _on_device(self) -> TorchFilter:
+        assert self._device_filter is not None
+        return self._device_filter
 
 
-def entropy(
-    kernels: Kernels,
-    seq_len: int,
-    num_sequences: int,
-    *,
-    seed: int = 0,
-    split: str = "entropy",
-    batch_size: int = 1024,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float64,
-) -> Estimate:
-    """Entropy in nats per token of sequences of `seq_len` tokens, the first of which is given.
-
-    Args:
-        kernels: the true model.
-        seq_len: tokens per sequence, the start token included; at least 2.
-        num_sequences: sequences that are sampled and scored; at least 2.
-        seed: of the sequences.
-        split: of the sequences; different splits are independent.
-        batch_size: sequences sampled at a time; it changes no result beyond rounding.
-        device: where to score.
-        dtype: of the scores' probabilities.
-
-    Raises:
-        SpecError: a graph that cannot be scored exactly.
-    """
-    assert seq_len >= 2, seq_len
-    scorer = Scorer(kernels, device=device, dtype=dtype)
-    sampler = Sampler(kernels, seed, split)
-    parts = []
-    for start in range(0, num_sequences, batch_size):
-        tokens = sampler.sample(range(start, min(start + batch_size, num_sequences)), seq_len)
-        parts.append(scorer.nll(torch.from_numpy(tokens).long()).cpu() / (seq_len - 1))
-    return Estimate.of(torch.cat(parts))
+def _numpy(tokens: torch.Tensor) -> NDArray[Any]:
+    """The tokens' memory as an array where they lie on the CPU."""
+    array: NDArray[Any] = tokens.detach().cpu().numpy()
+    return array

@@ -1,0 +1,506 @@
+"""Compiled loops of exact inference: one step of the forward and backward recursions, one latent at a time.
+
+Shapes: S joint states of the latents in C order, L sequences (lanes) that are treated together and lie innermost, V
+symbols, P joint states of the observed node's parents. A joint distribution is a flat array of S * L numbers that is
+changed in place. Recursions: L. R. Rabiner, A tutorial on hidden Markov models, Proc. IEEE 77(2), 1989, section III;
+one latent after the other: Z. Ghahramani and M. I. Jordan, Factorial hidden Markov models, Machine Learning 29, 1997,
+appendix B.
+"""
+
+# ruff: noqa: PLR0917 - compiled functions have no keyword-only arguments
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanollama.data.jit import jit
+
+_FAST = {"contract", "reassoc", "nsz"}  # sums in any order and fused; infinities and NaN keep their meaning
+WIDTH = 64
+"""Columns of a block: what is multiplied by a matrix at a time, small enough for the first caches."""
+
+# columns of Program.ops
+SPARSE, BEFORE, STATES, AFTER, MAP, MATRIX_P, MATRIX_X, MATRIX, GIVES, TAKES, SCALE_P, SCALE_X, PRE, POST = range(14)
+NUM_FIELDS = 14
+
+Floats = NDArray[Any]
+Ints = NDArray[np.int64]
+
+
+class Program(NamedTuple):
+    """Steps of all latents as flat arrays; row i of `ops` holds the offsets of step i, -1 for what it lacks.
+
+    A step views the joint distribution as [before, states, after * L] and replaces the middle axis:
+    out[j] = post[j] * (sum over k of matrix[j, k] * in'[k] + takes[j] * sum over k of gives[k] * in'[k]) with
+    in'[k] = pre[k] * in[k]; `gives` and `takes` are the rank-one term of a sparse matrix, one of them 1. Which block
+    of tables holds depends on the parents' states, maps[MAP + outer index], and on x(t-1).
+    """
+
+    ops: Ints
+    maps: NDArray[np.int32]
+    dense: Floats
+    starts: Ints
+    indices: NDArray[np.int32]
+    values: Floats
+    scales: Floats
+
+
+class Emission(NamedTuple):
+    """P(x | parents): `table` is [V, P] flat; or it is empty and a probability is lead * trail * inverse.
+
+    `lead` is [V, leading parents' states] and `trail` [V, trailing parents' states], flat, `inverse` is [P], all
+    float64. `parents` is the parents' joint state for each of the S states, empty where both are the same. `sizes` is
+    (P, leading states, trailing states).
+    """
+
+    sizes: Ints
+    table: Floats
+    lead: NDArray[np.float64]
+    trail: NDArray[np.float64]
+    inverse: NDArray[np.float64]
+    parents: NDArray[np.int32]
+
+
+class Work(NamedTuple):
+    """Scratch of one thread.
+
+    x and y: [states, WIDTH or all columns] of the largest step; `weights`: [P, L]; `seen`: [P, L] where not all latents
+    are parents of the observed node, and P more where its probabilities are computed from factors.
+    """
+
+    x: Floats
+    y: Floats
+    weights: Floats
+    seen: Floats
+
+
+@jit(fastmath=_FAST)
+def _load(
+    program: Program, op: int, joint: Floats, lanes: int, first: int, width: int, previous: int, x: Floats
+) -> None:
+    """Copy columns first .. first + width - 1 of [before, states, inner] to x [states, width], times `pre`."""
+    ops = program.ops[op]
+    states, inner = ops[STATES], ops[AFTER] * lanes
+    column = 0
+    while column < width:
+        outer = (first + column) // inner
+        offset = (first + column) - outer * inner
+        run = min(inner - offset, width - column)
+        source = outer * states * inner + offset
+        if ops[PRE] >= 0:
+            parents = program.maps[ops[MAP] + outer] if ops[MAP] >= 0 else 0
+            scale = ops[PRE] + (parents * ops[SCALE_P] + previous * ops[SCALE_X]) * states
+            for k in range(states):
+                factor = program.scales[scale + k]
+                into = x[k * width + column : k * width + column + run]
+                old = joint[source + k * inner : source + k * inner + run]
+                for i in range(run):
+                    into[i] = factor * old[i]
+        elif run == 1:
+            for k in range(states):
+                x[k * width + column] = joint[source + k * inner]
+        else:
+            for k in range(states):
+                into = x[k * width + column : k * width + column + run]
+                old = joint[source + k * inner : source + k * inner + run]
+                for i in range(run):
+                    into[i] = old[i]
+        column += run
+
+
+@jit(fastmath=_FAST)
+def _store(
+    program: Program, op: int, joint: Floats, lanes: int, first: int, width: int, previous: int, y: Floats
+) -> None:
+    """Copy y [states, width], times `post`, back to the columns."""
+    ops = program.ops[op]
+    states, inner = ops[STATES], ops[AFTER] * lanes
+    column = 0
+    while column < width:
+        outer = (first + column) // inner
+        offset = (first + column) - outer * inner
+        run = min(inner - offset, width - column)
+        target = outer * states * inner + offset
+        if ops[POST] >= 0:
+            parents = program.maps[ops[MAP] + outer] if ops[MAP] >= 0 else 0
+            scale = ops[POST] + (parents * ops[SCALE_P] + previous * ops[SCALE_X]) * states
+            for j in range(states):
+                factor = program.scales[scale + j]
+                new = y[j * width + column : j * width + column + run]
+                into = joint[target + j * inner : target + j * inner + run]
+                for i in range(run):
+                    into[i] = factor * new[i]
+        elif run == 1:
+            for j in range(states):
+                joint[target + j * inner] = y[j * width + column]
+        else:
+            for j in range(states):
+                new = y[j * width + column : j * width + column + run]
+                into = joint[target + j * inner : target + j * inner + run]
+                for i in range(run):
+                    into[i] = new[i]
+        column += run
+
+
+@jit(fastmath=_FAST)
+def _multiply_dense(matrix: Floats, offset: int, states: int, x: Floats, y: Floats, width: int) -> None:
+    """Set y = matrix @ x, both [states, width]; four by four, so that a number that is loaded is used four times."""
+    y[: states * width] = 0
+    quads = states // 4 * 4
+    for k in range(0, quads, 4):
+        x0, x1 = x[k * width : (k + 1) * width], x[(k + 1) * width : (k + 2) * width]
+        x2, x3 = x[(k + 2) * width : (k + 3) * width], x[(k + 3) * width : (k + 4) * width]
+        for j in range(0, quads, 4):
+            m = offset + j * states + k
+            a0, a1, a2, a3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
+            m += states
+            b0, b1, b2, b3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
+            m += states
+            c0, c1, c2, c3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
+            m += states
+            d0, d1, d2, d3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
+            y0, y1 = y[j * width : (j + 1) * width], y[(j + 1) * width : (j + 2) * width]
+            y2, y3 = y[(j + 2) * width : (j + 3) * width], y[(j + 3) * width : (j + 4) * width]
+            for i in range(width):
+                u0, u1, u2, u3 = x0[i], x1[i], x2[i], x3[i]
+                y0[i] += a0 * u0 + a1 * u1 + a2 * u2 + a3 * u3
+                y1[i] += b0 * u0 + b1 * u1 + b2 * u2 + b3 * u3
+                y2[i] += c0 * u0 + c1 * u1 + c2 * u2 + c3 * u3
+                y3[i] += d0 * u0 + d1 * u1 + d2 * u2 + d3 * u3
+    for j in range(states):
+        into = y[j * width : (j + 1) * width]
+        for k in range(quads if j < quads else 0, states):
+            factor = matrix[offset + j * states + k]
+            old = x[k * width : (k + 1) * width]
+            for i in range(width):
+                into[i] += factor * old[i]
+
+
+@jit(fastmath=_FAST)
+def _multiply_sparse(program: Program, row: int, states: int, x: Floats, y: Floats, width: int) -> None:
+    """Add matrix @ x to y, both [states, width]; the matrix has the rows from `row` on."""
+    starts, indices, values = program.starts, program.indices, program.values
+    for block in range(0, width // 8 * 8, 8):  # a constant length becomes straight vector code
+        for j in range(states):
+            into = y[j * width + block : j * width + block + 8]
+            n, end = starts[row + j], starts[row + j + 1]
+            while n + 4 <= end:
+                f0, f1, f2, f3 = values[n], values[n + 1], values[n + 2], values[n + 3]
+                x0 = x[indices[n] * width + block : indices[n] * width + block + 8]
+                x1 = x[indices[n + 1] * width + block : indices[n + 1] * width + block + 8]
+                x2 = x[indices[n + 2] * width + block : indices[n + 2] * width + block + 8]
+                x3 = x[indices[n + 3] * width + block : indices[n + 3] * width + block + 8]
+                for i in range(8):
+                    into[i] += f0 * x0[i] + f1 * x1[i] + f2 * x2[i] + f3 * x3[i]
+                n += 4
+            while n < end:
+                factor = values[n]
+                old = x[indices[n] * width + block : indices[n] * width + block + 8]
+                for i in range(8):
+                    into[i] += factor * old[i]
+                n += 1
+    for block in range(width // 8 * 8, width):
+        for j in range(states):
+            total = y[j * width + block]
+            for n in range(starts[row + j], starts[row + j + 1]):
+                total += values[n] * x[indices[n] * width + block]
+            y[j * width + block] = total
+
+
+@jit(fastmath=_FAST)
+def _rank_one(program: Program, gives: int, takes: int, states: int, x: Floats, y: Floats, width: int) -> None:
+    """Set y [states, width] to takes[j] * sum over k of gives[k] * x[k]; -1 stands for ones."""
+    total = y[:width]
+    total[:] = 0
+    for k in range(states):
+        factor = program.scales[gives + k] if gives >= 0 else program.scales.dtype.type(1)
+        old = x[k * width : (k + 1) * width]
+        for i in range(width):
+            total[i] += factor * old[i]
+    for j in range(states - 1, -1, -1):  # the first row, which holds the sum, comes last
+        factor = program.scales[takes + j] if takes >= 0 else program.scales.dtype.type(1)
+        into = y[j * width : (j + 1) * width]
+        for i in range(width):
+            into[i] = factor * total[i]
+
+
+@jit(fastmath=_FAST)
+def _apply(
+    program: Program, op: int, joint: Floats, lanes: int, start: int, stop: int, previous: int, x: Floats, y: Floats
+) -> None:
+    """Do one step in place for the outer indices start .. stop - 1; x and y are scratch of states * WIDTH."""
+    ops = program.ops[op]
+    states, inner = ops[STATES], ops[AFTER] * lanes
+    span = inner if ops[MATRIX_P] else (stop - start) * inner  # columns that share a matrix
+    for base in range(start * inner, stop * inner, span):
+        parents = program.maps[ops[MAP] + base // inner] if ops[MATRIX_P] else 0
+        row = (parents * ops[MATRIX_P] + previous * ops[MATRIX_X]) * states
+        for first in range(base, base + span, WIDTH):
+            width = min(WIDTH, base + span - first)
+            _load(program, op, joint, lanes, first, width, previous, x)
+            if ops[SPARSE]:
+                gives = ops[GIVES] + row if ops[GIVES] >= 0 else -1
+                takes = ops[TAKES] + row if ops[TAKES] >= 0 else -1
+                _rank_one(program, gives, takes, states, x, y, width)
+                _multiply_sparse(program, ops[MATRIX] + row, states, x, y, width)
+            else:
+                _multiply_dense(program.dense, ops[MATRIX] + row * states, states, x, y, width)
+            _store(program, op, joint, lanes, first, width, previous, y)
+
+
+@jit(fastmath=_FAST)
+def _symbol(emission: Emission, symbol: int, weights: Floats, lane: int, lanes: int) -> None:
+    """P(symbol | parents) from its factors, into one lane of `weights` [P, L]."""
+    leading, trailing = emission.sizes[1], emission.sizes[2]
+    for a in range(leading):
+        factor = emission.lead[symbol * leading + a]
+        for c in range(trailing):
+            p = a * trailing + c
+            weights[p * lanes + lane] = factor * emission.trail[symbol * trailing + c] * emission.inverse[p]
+
+
+@jit(fastmath=_FAST)
+def _weights(emission: Emission, tokens: NDArray[np.int32], t: int, weights: Floats) -> Floats:
+    """P(x_t | parents) of every sequence, [P, L]; one sequence needs no copy of the table's row."""
+    lanes, count = len(tokens), emission.sizes[0]
+    if len(emission.table) == 0:
+        for b in range(lanes):
+            _symbol(emission, tokens[b, t], weights, b, lanes)
+        return weights
+    if lanes == 1:
+        return emission.table[tokens[0, t] * count : (tokens[0, t] + 1) * count]
+    for p in range(count):
+        for b in range(lanes):
+            weights[p * lanes + b] = emission.table[tokens[b, t] * count + p]
+    return weights
+
+
+@jit(fastmath=_FAST)
+def _weigh(
+    emission: Emission, joint: Floats, lanes: int, start: int, stop: int, weights: Floats, inverse: Floats, sums: Floats
+) -> None:
+    """Multiply the joint states start .. stop - 1 by their weights and by `inverse` [L]; add the result to `sums`."""
+    mapped = len(emission.parents) > 0
+    if lanes == 1:
+        scale, total = inverse[0], 0.0
+        if mapped:
+            for s in range(start, stop):
+                joint[s] *= weights[emission.parents[s]] * scale
+                total += joint[s]
+        else:
+            for s in range(start, stop):
+                joint[s] *= weights[s] * scale
+                total += joint[s]
+        sums[0] += total
+        return
+    for s in range(start, stop):
+        p = emission.parents[s] if mapped else s
+        row, weight = joint[s * lanes : (s + 1) * lanes], weights[p * lanes : (p + 1) * lanes]
+        for b in range(lanes):
+            row[b] *= weight[b] * inverse[b]
+            sums[b] += row[b]
+
+
+@jit(fastmath=_FAST)
+def _predict(
+    emission: Emission, joint: Floats, inverse: Floats, scale: float, t: int, seen: Floats, out: Floats
+) -> None:
+    """p(x_t = v | x_<t) into out [L, T - 1, V] from the joint distribution before x_t is seen."""
+    lanes, _, symbols = out.shape
+    count = emission.sizes[0]
+    prior = joint
+    if len(emission.parents):
+        prior = seen
+        seen[: count * lanes] = 0
+        for s in range(len(emission.parents)):
+            row = seen[emission.parents[s] * lanes : (emission.parents[s] + 1) * lanes]
+            for b in range(lanes):
+                row[b] += joint[s * lanes + b]
+    totals = np.empty(lanes)
+    for v in range(symbols):
+        row = seen[len(seen) - count :] if len(emission.table) == 0 else seen[:0]
+        if len(emission.table):
+            row = emission.table[v * count : (v + 1) * count]
+        else:
+            _symbol(emission, v, row, 0, 1)
+        totals[:] = 0
+        if lanes == 1:
+            total = 0.0
+            for p in range(count):
+                total += row[p] * prior[p]
+            totals[0] = total
+        else:
+            for p in range(count):
+                for b in range(lanes):
+                    totals[b] += row[p] * prior[p * lanes + b]
+        for b in range(lanes):
+            out[b, t - 1, v] = totals[b] * inverse[b] / scale
+
+
+@jit(fastmath=_FAST)
+def _marginals(joint: Floats, lanes: int, latents: Ints, t: int, out: Floats) -> None:
+    """Normalised marginals of each latent into out [L, T, sum of sizes]; rows of `latents`: before, states, after."""
+    totals = np.empty(lanes)
+    place = 0
+    for n in range(len(latents)):
+        before, states, after = latents[n]
+        norms = np.zeros(lanes)
+        for k in range(states):
+            totals[:] = 0
+            for o in range(before):
+                base = (o * states + k) * after * lanes
+                for i in range(after):
+                    for b in range(lanes):
+                        totals[b] += joint[base + i * lanes + b]
+            for b in range(lanes):
+                out[b, t, place + k] = totals[b]
+                norms[b] += totals[b]
+        for k in range(states):
+            for b in range(lanes):
+                out[b, t, place + k] /= norms[b]
+        place += states
+
+
+@jit(fastmath=_FAST)
+def _rescale(joint: Floats, lanes: int, scale: float, inverse: Floats) -> None:
+    """What each sequence must be multiplied by to sum to `scale`, into `inverse` [L]."""
+    totals = np.zeros(lanes)
+    for s in range(len(joint) // lanes):
+        for b in range(lanes):
+            totals[b] += joint[s * lanes + b]
+    for b in range(lanes):
+        inverse[b] = scale / totals[b]
+
+
+@jit(fastmath=_FAST)
+def forward(
+    program: Program,
+    split: tuple[int, int],
+    emission: Emission,
+    scale: float,
+    joint: Floats,
+    tokens: NDArray[np.int32],
+    first: int,
+    last: int,
+    work: Work,
+    norms: Floats,
+    predictive: Floats,
+    latents: Ints,
+    marginals: Floats,
+    saved: tuple[int, Floats],
+) -> None:
+    """Carry the joint distribution [S * L] from position first - 1 to last - 1, in place.
+
+    Args:
+        program: the steps of the latents.
+        split: (n, tiles): the first n steps run over the whole joint distribution, the others and the weighing by the
+            token tile by tile, so that a tile stays in the cache.
+        emission: the observed node.
+        scale: what a joint distribution sums to.
+        joint: the distribution after the token at first - 1 is seen, up to a factor for each sequence.
+        tokens: int [L, T].
+        first: the first position that is scored.
+        last: the position after the last one.
+        work: scratch, x, y, weights and seen of Work.
+        norms: float64 [L, T - 1], receives p(x_t | x_<t).
+        predictive: [L, T - 1, V], receives the distributions; an empty array where they are not wanted.
+        latents: int64 [n, 3], before, states, after of each latent.
+        marginals: float64 [L, T, sum of sizes], receives p(z_t | x_<=t); or empty.
+        saved: (every, array [n, S * L]): receives the joint distribution at each position t that is a multiple of
+            `every`, from first on, at t // every - first // every; every = 0 saves none.
+    """
+    lanes, count = len(tokens), len(program.ops)
+    lead, tiles = split
+    every, kept = saved
+    inverse = np.empty(lanes, dtype=joint.dtype)
+    sums = np.empty(lanes)
+    _rescale(joint, lanes, scale, inverse)
+    predicting = predictive.size > 0
+    for t in range(first, last):
+        previous = np.int64(tokens[0, t - 1])
+        weights = _weights(emission, tokens, t, work.weights)
+        sums[:] = 0
+        # phase 0 does the first steps everywhere, phases 1 .. tiles the others, the last one weighs where the
+        # distribution before the token had to be complete; every function has one place to be inlined at
+        for phase in range(tiles + 2):
+            begin, end, part, parts = 0, lead, 0, 1
+            if phase > tiles:
+                begin = end = count
+            elif phase > 0:
+                begin, end, part, parts = lead, count, phase - 1, tiles
+            for op in range(begin, end):
+                outer = program.ops[op, BEFORE] // parts
+                _apply(program, op, joint, lanes, part * outer, (part + 1) * outer, previous, work.x, work.y)
+            if predicting and phase == tiles:
+                _predict(emission, joint, inverse, scale, t, work.seen, predictive)
+            if phase > 0 and predicting == (phase > tiles):
+                states = len(joint) // lanes // parts
+                _weigh(emission, joint, lanes, part * states, (part + 1) * states, weights, inverse, sums)
+        for b in range(lanes):
+            norms[b, t - 1] = sums[b] / scale
+            inverse[b] = scale / sums[b]
+        if marginals.size:
+            _marginals(joint, lanes, latents, t, marginals)
+        if every and t % every == 0:
+            kept[t // every - first // every] = joint
+
+
+@jit(fastmath=_FAST)
+def backward(
+    program: Program,
+    split: tuple[int, int],
+    emission: Emission,
+    scale: float,
+    message: Floats,
+    tokens: NDArray[np.int32],
+    first: int,
+    last: int,
+    work: Work,
+    latents: Ints,
+    marginals: Floats,
+    kept: Floats,
+) -> None:
+    """Carry p(x_t+1 .. | z_t) from position last - 1 to first - 1 and smooth what lies between, in place.
+
+    Args:
+        program: the transposed steps, in the order of the forward ones.
+        split: as in `forward`.
+        emission: the observed node.
+        scale: what a joint distribution sums to.
+        message: [S * L], up to a factor for each sequence.
+        tokens: int [L, T].
+        first: the first position that is smoothed; the message goes on to the one before, if there is one.
+        last: the position after the last one.
+        work: as in `forward`.
+        latents: as in `forward`.
+        marginals: float64 [L, T, sum of sizes], receives p(z_t | x).
+        kept: [last - first, S * L], the joint distributions of the forward recursion; overwritten.
+    """
+    lanes, count = len(tokens), len(program.ops)
+    lead, tiles = split
+    inverse = np.empty(lanes, dtype=message.dtype)
+    sums = np.zeros(lanes)
+    for t in range(last - 1, first - 1, -1):
+        _rescale(message, lanes, scale, inverse)
+        both = kept[t - first]
+        for s in range(len(message) // lanes):
+            for b in range(lanes):
+                both[s * lanes + b] *= message[s * lanes + b] * inverse[b]
+        _marginals(both, lanes, latents, t, marginals)
+        if t == 0:
+            return
+        previous = np.int64(tokens[0, t - 1])
+        weights = _weights(emission, tokens, t, work.weights)
+        for phase in range(tiles + 1):
+            begin, end, part, parts = lead, count, phase, tiles
+            if phase == tiles:
+                begin, end, part, parts = 0, lead, 0, 1
+            else:
+                states = len(message) // lanes // tiles
+                _weigh(emission, message, lanes, part * states, (part + 1) * states, weights, inverse, sums)
+            for op in range(end - 1, begin - 1, -1):
+                outer = program.ops[op, BEFORE] // parts
+                _apply(program, op, message, lanes, part * outer, (part + 1) * outer, previous, work.x, work.y)
