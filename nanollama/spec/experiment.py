@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from nanollama.spec.base import Problem, Problems, Spec
 from nanollama.spec.cluster import ClusterSpec, LauncherSpec
-from nanollama.spec.data import DataSpec, OnlineData
+from nanollama.spec.data import DataSpec, FileData, OnlineData
 from nanollama.spec.evaluation import EvaluationSpec
 from nanollama.spec.model import ModelSpec
 from nanollama.spec.monitor import OrchestrationSpec
@@ -25,7 +25,6 @@ UNIMPLEMENTED: dict[str, tuple[object, ...]] = {
     "cluster.parallel": ("ddp",),
     "cluster.cpu_threads": (None,),
     "orchestration.profiler.active": (False,),
-    "orchestration.utils.on_nonfinite": ("stop",),
     "orchestration.wandb.active": (False,),
     "orchestration.tensorboard.active": (False,),
     "evaluation.period": (0,),
@@ -70,6 +69,10 @@ class ExperimentSpec(Spec):
 
     def _batch_problems(self) -> list[Problem]:
         batch, ranks, acc = self.data.batch_size, self.cluster.nproc_per_node, self.optim.grad_acc_steps
+        present = self.data.n_data if isinstance(self.data, FileData) else None
+        if present is not None and batch > present:
+            message = f"batch_size {batch:,} is more than the {present:,} sequences that are used"
+            return [Problem(path="data.batch_size", message=message, remedy=f"use at most {present}, or a larger n_data")]
         nodes = self.launcher.slurm.nodes if self.launcher.kind == "slurm" else 1
         parts = ranks * nodes * acc
         if batch % parts == 0:

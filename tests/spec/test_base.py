@@ -225,6 +225,14 @@ def test_file_data_is_told_by_its_path() -> None:
     assert parse(ExperimentSpec, data).data.path == "train.h5"
 
 
+def test_a_batch_is_no_larger_than_the_sequences_that_are_used() -> None:
+    data = experiment()
+    data["data"] = {"path": "train.h5", "batch_size": 8, "n_data": 7}
+    assert "batch_size 8 is more than the 7 sequences" in problems(data)["data.batch_size"]
+    data["data"]["n_data"] = 8
+    assert parse(ExperimentSpec, data).data.n_data == 8
+
+
 def test_hash_depends_on_content_alone() -> None:
     data = experiment()
     spec = parse(ExperimentSpec, data)
