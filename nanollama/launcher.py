@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,6 +79,7 @@ class Run:
         variant: its number and name; of a config without a grid, 0 and `run`.
         run_dir: where its attempts are.
         config: YAML of its config.
+        launch: how it is started.
         is_app: whether it is a training app, which knows attempts.
         placed_by: the key that has placed the directory.
     """
@@ -85,6 +87,7 @@ class Run:
     variant: Variant[Spec]
     run_dir: Path
     config: str
+    launch: LaunchSpec
     is_app: bool
     placed_by: str
 
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     for note in document.notes:
         print(f"note: {note}", file=sys.stderr)
     runs = plan(document, module)
-    launch = _sections(document)
+    launch = _sections(document, document.data)
     slurm = launch.launcher.kind == "slurm"
     if slurm and shutil.which("sbatch") is None:
         remedy = "start this on a login node of the cluster, or use launcher.kind=local"
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
         python=sys.executable,
         module=module,
         knows_attempts=runs[0].is_app,
-        nproc_per_node=launch.cluster.nproc_per_node,
+        nproc_per_node=runs[0].launch.cluster.nproc_per_node,
     )
     if slurm and is_grid:
         return submit_array(job, runs, launch)
@@ -140,7 +143,7 @@ def plan(document: Document, module: str) -> list[Run]:
     is_app = module in APPS.values()
     model: type[Spec] = ExperimentSpec if is_app else DatasetSpec if module == DATA_SCRIPT else AnyConfig
     variants = expand(document, model)
-    launch = _sections(document)
+    launch = _sections(document, document.data)
     place, directory = placed_by(launch.launcher), run_directory(launch.launcher, launch.orchestration).absolute()
     runs = []
     for variant in variants:
@@ -158,7 +161,7 @@ def plan(document: Document, module: str) -> list[Run]:
             config = dump_yaml(spec)
         else:
             config = dump_yaml({key: value for key, value in variant.data.items() if key != "launcher"})
-        runs.append(Run(variant, run_dir, config, is_app, place))
+        runs.append(Run(variant, run_dir, config, _sections(document, variant.data), is_app, place))
     return runs
 
 
@@ -201,7 +204,12 @@ def submit(job: Job, spec: SlurmSpec) -> int:
 
 
 def submit_array(job: Job, runs: Sequence[Run], launch: LaunchSpec) -> int:
-    """Hand the runs to Slurm as one array whose tasks have the numbers of the runs; returns the exit code."""
+    """Hand the runs to Slurm as one array whose tasks have the numbers of the runs; returns the exit code.
+
+    Raises:
+        SpecError: runs that ask for different resources.
+    """
+    _check_one_shape(runs)
     place = run_directory(launch.launcher, launch.orchestration).absolute() / SUBMISSIONS
     links = next(path for path in (place / str(i) for i in count(1)) if not path.exists())
     attempts = [run.new_attempt() for run in runs]
@@ -219,6 +227,18 @@ def submit_array(job: Job, runs: Sequence[Run], launch: LaunchSpec) -> int:
         _discard_array(links, attempts)
         return 1
     return code
+
+
+def _check_one_shape(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for run in runs:
+        for key, ours, theirs in (
+            ("cluster.nproc_per_node", run.launch.cluster.nproc_per_node, first.launch.cluster.nproc_per_node),
+            ("launcher.slurm", run.launch.launcher.slurm, first.launch.launcher.slurm),
+        ):
+            if ours != theirs:
+                message = f"differs between {first.variant.name} and {run.variant.name}, but an array has one shape"
+                raise SpecError([Problem(path=key, message=message, remedy="start a grid for each shape")])
 
 
 def _discard_array(links: Path, attempts: Sequence[Path]) -> None:
@@ -255,14 +275,15 @@ def _start(run: Run, job: Job, runner: Runner) -> Start:
     def start() -> int:
         lock = only_run(run.run_dir, placed_by=run.placed_by) if run.is_app else nullcontext()
         with lock:
-            return runner.run(replace(job, attempt_dir=run.new_attempt()))
+            ranks = run.launch.cluster.nproc_per_node
+            return runner.run(replace(job, attempt_dir=run.new_attempt(), nproc_per_node=ranks))
 
     return Start(run.variant.name, start)
 
 
-def _sections(document: Document) -> LaunchSpec:
+def _sections(document: Document, data: dict[str, Any]) -> LaunchSpec:
     try:
-        return parse(LaunchSpec, document.data)
+        return parse(LaunchSpec, data)
     except SpecError as error:
         raise SpecError(document.locate(error.problems)) from None
 

@@ -345,13 +345,13 @@ def read_document(
     overrides = [_override_in(data, argument) for argument in overrides]
     for argument in overrides:
         apply_override(data, argument)
-    if not keep_variables:
-        data = expand_variables(data, os.environ if environment is None else environment, keep=("GRIDID",))
+    keys = frozenset(argument.partition("=")[0] for argument in overrides)
     try:
+        if not keep_variables:
+            data = expand_variables(data, os.environ if environment is None else environment, keep=("GRIDID",))
         translation = translate(data)
     except SpecError as error:
-        raise SpecError(locate(text, error.problems)) from None
-    keys = frozenset(argument.partition("=")[0] for argument in overrides)
+        raise SpecError(Document(data, text, (), {}, keys).locate(error.problems)) from None
     return Document(translation.data, text, translation.notes, translation.origins, keys)
 
 

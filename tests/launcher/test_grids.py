@@ -170,6 +170,24 @@ def test_an_array_that_slurm_refuses_leaves_nothing_behind(
     assert not (tmp_path / "grid").exists()
 
 
+def test_an_array_has_one_shape(tmp_path: Path, sbatch: Path) -> None:
+    command = arguments(tmp_path, launcher={"kind": "slurm"})
+    with pytest.raises(SpecError, match=r"^cluster.nproc_per_node: differs between .*nproc_per_node=1 and .*=2, but"):
+        main([*command, "grid.cluster={nproc_per_node: [1, 2]}"])
+    with pytest.raises(SpecError, match=r"^launcher.slurm: differs between .*time=5 and .*time=6, but an array"):
+        main([*command, "grid.launcher={slurm: {time: [5, 6]}}"])
+    assert not (tmp_path / "grid").exists()
+
+
+def test_each_run_has_the_ranks_that_the_grid_gives_it(
+    tmp_path: Path, python: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_program(python, 'echo "$@"')
+    assert main([*arguments(tmp_path), "grid={cluster.nproc_per_node: [1, 2]}"]) == 0
+    ranks = [line.split()[2] for line in capfd.readouterr().out.splitlines()]
+    assert ranks == ["--nproc-per-node=1", "--nproc-per-node=2"]
+
+
 def test_data_of_several_graphs_is_a_grid_too(tmp_path: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_program(python, 'cat "$config" >> "$run/../all.yaml"')
     monkeypatch.chdir(tmp_path)
