@@ -16,13 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from nanollama.spec.base import Problem, SpecError, content_hash
-from nanollama.spec.cluster import ClusterSpec, LauncherSpec
+from nanollama.spec.cluster import LauncherSpec
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import load_config
-from nanollama.spec.monitor import OrchestrationSpec
-from nanollama.spec.rundir import CONFIG, METRICS, RESULT, STOPPED, Result, Stopped, write_atomic
+from nanollama.spec.monitor import OrchestrationSpec, UtilsSpec
+from nanollama.spec.rundir import CONFIG, MANIFEST, METRICS, RESULT, STOPPED, Manifest, Result, Stopped, write_atomic
 
 RUNS = Path("runs")
+LEARNT = ("app", "data", "model", "optim")
+"""Sections of a config that determine what a run learns; so does the seed among the others."""
 LOCK = ".lock"
 
 
@@ -53,6 +55,21 @@ def finished_result(run_dir: Path, spec: ExperimentSpec) -> Result | None:
         return None
     _check_same_run(run_dir, load_config(ExperimentSpec, [f"config={newest / CONFIG}"]), spec)
     return read_result(newest)
+
+
+def origin_problems(checkpoint: Path, spec: ExperimentSpec) -> list[Problem]:
+    """Why a checkpoint, which has been verified, is not one of this config: the keys that differ."""
+    manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    if manifest.config_hash == training_hash(spec):
+        return []
+    remedy = "choose another run directory, or restore the key"
+    try:
+        stored = load_config(ExperimentSpec, [f"config={checkpoint / CONFIG}"])
+        problems = _difference_problems(stored, spec, f"{checkpoint} was written with", remedy)
+    except SpecError:
+        problems = []
+    message = f"{checkpoint} was written with another config, or by another version"
+    return problems or [Problem(path="checkpoints", message=message, remedy="choose another run directory")]
 
 
 def create_attempt(run_dir: Path, config: str, *, placed_by: str = "orchestration.log_dir") -> Path:
@@ -169,22 +186,31 @@ def _attempts(run_dir: Path) -> list[Path]:
 
 def _essence(spec: ExperimentSpec) -> ExperimentSpec:
     """The config without what may change between two attempts: where and how a run runs, not what it learns."""
-    orchestration = OrchestrationSpec(utils=spec.orchestration.utils)
-    defaults = {"cluster": ClusterSpec(), "launcher": LauncherSpec(), "orchestration": orchestration}
+    defaults: dict[str, Any] = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in ExperimentSpec.model_fields.items()
+        if name not in LEARNT
+    }
+    defaults["orchestration"] = OrchestrationSpec(utils=UtilsSpec(seed=spec.orchestration.utils.seed))
     return spec.model_copy(update=defaults)
 
 
 def _check_same_run(run_dir: Path, stored: ExperimentSpec, spec: ExperimentSpec) -> None:
-    old, new = (_essence(config).model_dump(mode="json") for config in (stored, spec))
     key = placed_by(spec.launcher)
     place = key if spec.launcher.log_dir or spec.orchestration.log_dir else f"orchestration.name or {key}"
     remedy = f"choose another {place}, or restore the key"
-    problems = [
-        Problem(path=path, message=f"is {_short(ours)}, but {run_dir} holds a run with {_short(theirs)}", remedy=remedy)
-        for path, theirs, ours in islice(_differences(old, new), 3)
-    ]
+    problems = _difference_problems(stored, spec, f"{run_dir} holds a run with", remedy)
     if problems:
         raise SpecError(problems)
+
+
+def _difference_problems(stored: ExperimentSpec, spec: ExperimentSpec, other: str, remedy: str) -> list[Problem]:
+    """The first keys in which what is learnt differs; `other` introduces the stored value."""
+    old, new = (_essence(config).model_dump(mode="json") for config in (stored, spec))
+    return [
+        Problem(path=path, message=f"is {_short(ours)}, but {other} {_short(theirs)}", remedy=remedy)
+        for path, theirs, ours in islice(_differences(old, new), 3)
+    ]
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nanollama.monitor.attempt import training_hash, write_result, write_stopped
-from nanollama.monitor.checkpoint import Checkpoints
+from nanollama.monitor.background import Background
+from nanollama.monitor.checkpoint import Checkpoints, snapshot
 from nanollama.monitor.console import ProgressDisplay
 from nanollama.monitor.logger import JsonLines, close_log, open_log
 from nanollama.monitor.preemption import stop_requested
 from nanollama.monitor.summary import describe
 from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.load import dump_yaml
 from nanollama.spec.rundir import (
+    CONFIG,
     EVENTS,
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     LOGS,
+    STOP_REQUESTED,
+    STOPPED,
     EventKind,
     EventLine,
     Result,
@@ -52,8 +61,18 @@ class Monitor:
             self._metrics = JsonLines(metrics_file(attempt_dir, rank))
             self._events = JsonLines(attempt_dir / EVENTS)
             self._display = ProgressDisplay(spec.optim.steps, spec.orchestration.logging.level)
-            keep_only = spec.orchestration.checkpoint.keep_only
-            self._checkpoints = Checkpoints(self._run_dir, config_hash=training_hash(spec), keep_only=keep_only)
+            keep = spec.orchestration.checkpoint
+            self._checkpoints = Checkpoints(
+                self._run_dir,
+                config_hash=training_hash(spec),
+                keep_last=keep.keep_last,
+                keep_best=keep.keep_best,
+                keep_every=keep.keep_every,
+            )
+            self._config = dump_yaml(spec).encode()
+            self._saving = Background(asynchronous=keep.asynchronous)
+            self._newest: Path | None = None  # whole checkpoint, as far as this attempt knows
+            self._save_problem = ""
 
     def __enter__(self) -> Monitor:
         return self
@@ -65,24 +84,35 @@ class Monitor:
             self._log.handle(
                 log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended by an error", (), _info(error))
             )
-        if self._first:
-            self._display.close()
-            self._metrics.close()
-            self._events.close()
-        close_log(self._log)
+        try:
+            if self._first:
+                self._close()
+        finally:
+            close_log(self._log)
+
+    def _close(self) -> None:
+        self._display.close()
+        try:
+            self._saving.drain()
+        finally:
+            for stream in (self._metrics, self._events):
+                try:
+                    stream.close()
+                except OSError as error:
+                    print(f"error: the last lines of {stream.path} are lost: {error.strerror}", file=sys.stderr)
 
     def newest_checkpoint(self) -> Path | None:
         """The newest valid checkpoint of the run, for all ranks to load; a damaged one is skipped with a warning.
 
         Raises:
-            SpecError: it belongs to another config.
+            SpecError: there are checkpoints, and all are damaged.
         """
         if not self._first:
             return None
-        path, skipped = self._checkpoints.newest_valid()
+        self._newest, skipped = self._checkpoints.newest_valid()
         for reason in skipped:
             self.warn(reason)
-        return path
+        return self._newest
 
     def started(self, step: int, tokens: int, checkpoint: Path | None) -> None:
         """Training starts now, from the checkpoint if there is one."""
@@ -112,27 +142,30 @@ class Monitor:
         self._display.update(step, values)
 
     def save(self, step: int, contents: Mapping[str, Any]) -> None:
-        """Write a checkpoint of this step and remove those that are too many.
+        """Write a checkpoint of this step and remove those that are too many, while training goes on if so configured.
+
+        It waits for the checkpoint before, if that is still being written. One that cannot be written is a warning: the
+        checkpoints before are untouched, and the next one is tried again.
 
         Args:
             step: optimizer steps done.
-            contents: by file name, what torch.save can write.
-
-        Raises:
-            OSError: the disk is full or gone; the checkpoints before are untouched.
+            contents: by file name, what torch.save can write. The tensors may change after the call.
         """
         if not self._first:
             return
-        saved = self._checkpoints.save(step, contents)
-        place = str(saved.path.relative_to(self._run_dir))
-        self._event("checkpoint_saved", step, path=place, size_bytes=saved.size_bytes, digest=saved.digest)
-        log.info("checkpoint of step %d saved (%.1f MB)", step, saved.size_bytes / 1e6)
-        for removed in self._checkpoints.prune():
-            self._event("checkpoint_removed", int(removed.name), path=str(removed.relative_to(self._run_dir)))
+        self._saving.drain()  # before there are two copies of the state beside the state itself
+        if self._saving.asynchronous:
+            contents = snapshot(contents)
+        self._saving.start(partial(self._save, step, {CONFIG: self._config, **contents}))
 
-    def stop_requested(self) -> bool:
-        """Whether the run is asked to save and stop; False on ranks that have no say."""
-        return self._first and stop_requested(self.attempt_dir)
+    def note_score(self, step: int, score: float) -> None:
+        """Remember how good the learner of this step is, lower is better, for the choice of the best checkpoints."""
+        if self._first:
+            self._checkpoints.note_score(step, score)
+
+    def stop_requested(self) -> str | None:
+        """What asks the run to save and stop; None on ranks that have no say."""
+        return f"the file {STOP_REQUESTED}" if self._first and stop_requested(self.attempt_dir) else None
 
     def warn(self, message: str, step: int = 0) -> None:
         """Tell the user about something that did not go as asked."""
@@ -140,20 +173,105 @@ class Monitor:
         if self._first:
             log.warning(message)
 
-    def preempted(self, step: int) -> None:
-        """The run stops before its end, as requested; a checkpoint of this step has been saved."""
-        message = f"stopped after step {step}, as requested; the next attempt continues from there"
+    def preempted(self, step: int, asked: str = "") -> int:
+        """The run stops before its end, as requested; a checkpoint of this step is on its way. Returns the exit code.
+
+        Args:
+            step: optimizer steps done.
+            asked: who has requested it.
+        """
+        if not self._first:
+            return EXIT_INTERRUPTED
+        self._saving.drain()
+        message = (
+            f"stopped after step {step}, as requested{f' by {asked}' if asked else ''}; the next attempt continues "
+        )
+        message += "from there" if self._saved(step) else f"after {self._last_good()}, as this step could not be saved"
         self._event("preempted", step, message=message)
         log.info(message)
-        if self._first:
-            write_stopped(self.attempt_dir, Stopped(exit_code=EXIT_INTERRUPTED, step=step, message=message))
+        write_stopped(self.attempt_dir, Stopped(exit_code=EXIT_INTERRUPTED, step=step, message=message))
+        return EXIT_INTERRUPTED
 
-    def finished(self, result: Result) -> None:
-        """The run has reached its end. The result is the last thing that is written."""
-        self._event("finished", result.step)
+    def finished(self, result: Result) -> int:
+        """The run has reached its end. The result is the last thing that is written. Returns the exit code.
+
+        Without its last checkpoint or its last lines a run is not finished: it has failed, and can be continued from
+        the checkpoint before.
+        """
+        if not self._first:
+            return 0
+        self._saving.drain()
+        problem = "" if self._saved(result.step) else f"the last checkpoint could not be saved ({self._save_problem})"
+        if not problem:
+            self._event("finished", result.step)
+        try:
+            self._metrics.flush()
+            self._events.flush()
+        except OSError as error:
+            problem = problem or f"the last lines of the streams could not be written ({error.strerror})"
+        if problem:
+            advice = f"mend that and start the run again: it continues after {self._last_good()}"
+            return self.failed(result.step, f"all steps are done, but {problem}; {advice}")
         log.info("finished: %s", describe(result))
+        write_result(self.attempt_dir, result)
+        return 0
+
+    def failed(self, step: int, message: str, exit_code: int = EXIT_FAILED) -> int:
+        """The run cannot go on, for a reason that its user can understand. Returns the exit code.
+
+        It may be called on one rank alone: any rank says why on standard error, rank 0 also leaves a record.
+        """
+        self._log.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (message,), None))
         if self._first:
-            write_result(self.attempt_dir, result)
+            self._display.close()
+            self._saving.drain()
+            self._event("failed", step, message=message)
+            try:
+                write_stopped(self.attempt_dir, Stopped(exit_code=exit_code, step=step, message=message))
+            except OSError:  # the disk may be what has failed: the exit code and the line below say it all the same
+                log.exception("no %s", STOPPED)
+        print(f"error: {message}", file=sys.stderr)
+        return exit_code
+
+    def diverged(self, step: int, message: str) -> int:
+        """The run fails because a number is not finite: `failed`, and the checkpoint to go back to is named."""
+        self._saving.drain()
+        return self.failed(step, f"{message}; the last good checkpoint is {self._last_good()}")
+
+    def _save(self, step: int, contents: Mapping[str, Any]) -> None:
+        """Body of `save`, in a thread of its own perhaps."""
+        try:
+            saved = self._checkpoints.save(step, contents)
+        except OSError as error:
+            self._save_problem = error.strerror or str(error)
+            self.warn(self._save_failure(step, error), step)
+            return
+        self._newest = saved.path
+        place = str(saved.path.relative_to(self._run_dir))
+        self._event("checkpoint_saved", step, path=place, size_bytes=saved.size_bytes, digest=saved.digest)
+        log.info("checkpoint of step %d saved (%.1f MB)", step, saved.size_bytes / 1e6)
+        try:
+            for removed in self._checkpoints.prune():
+                self._event("checkpoint_removed", int(removed.name), path=str(removed.relative_to(self._run_dir)))
+        except OSError as error:
+            self.warn(f"an old checkpoint cannot be removed: {error.strerror}: {error.filename}", step)
+
+    def _save_failure(self, step: int, error: OSError) -> str:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"make room in {self._run_dir}" if full else f"look at the disk and the permissions of {self._run_dir}"
+        if full:
+            remedy += ", or keep fewer checkpoints with orchestration.checkpoint.keep_last"
+        message = f"the checkpoint of step {step} could not be saved: {self._save_problem}; training goes on"
+        return f"{message}, and the next one is tried again - {remedy}"
+
+    def _saved(self, step: int) -> bool:
+        return self._newest is not None and int(self._newest.name) == step
+
+    def _last_good(self) -> str:
+        """The checkpoint that a next attempt starts from, in words."""
+        if self._newest is None:
+            return "none: it starts anew"
+        return f"step {int(self._newest.name)} ({self._newest.relative_to(self._run_dir)})"
 
     def _event(self, kind: EventKind, step: int, **fields: Any) -> None:
         if self._first:

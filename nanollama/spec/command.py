@@ -42,21 +42,16 @@ def run_command(
 
 
 @contextlib.contextmanager
-def stop_signals(*, second_interrupts: bool = False) -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it, SIGINT and SIGTERM only set a flag; yields a function that tells whether one has come.
 
     For programs that have something to undo: an exception raised by a signal is lost when it comes while the
     interpreter runs a callback of the garbage collector, and SIGTERM raises none at all.
-
-    Args:
-        second_interrupts: whether the second signal raises KeyboardInterrupt, for those who cannot wait.
     """
     seen: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
-        if second_interrupts and len(seen) > 1:
-            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from nanollama.spec.base import Spec
+from nanollama.spec.base import Problem, Problems, Spec
 
 
 class LoggingSpec(Spec):
@@ -19,10 +19,46 @@ class LoggingSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """Checkpoints; one is always written at the last step."""
+    """Checkpoints; one is always written at the last step.
+
+    One that no rule keeps is removed after the next save. The newest whole one and pinned ones always stay.
+    """
 
     period: int = Field(default=0, ge=0, description="steps between two checkpoints; 0: only at the end")
-    keep_only: int = Field(default=0, ge=0, description="number of newest checkpoints kept; 0 keeps all")
+    keep_last: int = Field(default=0, ge=0, description="number of newest checkpoints kept; 0 keeps all")
+    keep_best: int = Field(default=0, ge=0, description="number of best checkpoints kept besides, by evaluation")
+    keep_every: int = Field(default=0, ge=0, description="checkpoints of multiples of this many steps are kept besides")
+    asynchronous: bool = Field(default=True, description="write to the disk while training goes on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_keep_only(cls, data: Any) -> Any:
+        """`keep_only` is the old name of `keep_last`."""
+        if not isinstance(data, dict) or "keep_only" not in data:
+            return data
+        if "keep_last" in data:
+            message = "keep_only is the old name of keep_last, which is given too"
+            raise Problems([Problem(path="keep_only", message=message, remedy="remove keep_only")])
+        return {"keep_last" if key == "keep_only" else key: value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> CheckpointSpec:
+        problems = [
+            Problem(
+                path=key,
+                message=f"{key} {getattr(self, key)} has no effect: keep_last 0 keeps every checkpoint",
+                remedy="set keep_last to at least 1",
+            )
+            for key in ("keep_best", "keep_every")
+            if getattr(self, key) and not self.keep_last
+        ]
+        if self.keep_every and self.period and self.keep_every % self.period:
+            message = f"keep_every {self.keep_every} is no multiple of period {self.period}"
+            remedy = f"use {max(1, round(self.keep_every / self.period)) * self.period}"
+            problems.append(Problem(path="keep_every", message=message, remedy=remedy))
+        if problems:
+            raise Problems(problems)
+        return self
 
 
 class ProfilerSpec(Spec):

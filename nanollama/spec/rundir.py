@@ -3,6 +3,10 @@
 <root>/<run id>/                      the run directory; <root>/<run id>/<attempt>/ is an attempt directory
     checkpoints/<step, 10 digits>/    belong to the run: every attempt continues from the newest valid one
         manifest.json                 written last; a checkpoint without a valid one does not exist
+        model.pt, trainer.pt, config.yaml   weights, all else that training needs, and the config that it came from
+        score.json                    Score, by temporary file and rename, once the checkpoint has been evaluated
+        pinned                        its existence forbids training to remove the checkpoint; made and removed by the
+                                      service or by hand at any time, with any content (who, why)
     <attempt>/
         config.yaml                   the full resolved config, written before the start
         metrics/rank<k>.jsonl         MetricLine records, append-only, whole lines
@@ -10,7 +14,7 @@
         logs/rank<k>.log, stdout.log  append-only text
         result.json                   Result, by temporary file and rename, the last thing a finished run writes
         stopped.json                  Stopped, written likewise by rank 0 before it deliberately exits non-zero:
-                                      torchrun turns every code of a rank into 1, here 2 and 75 can still be read
+                                      torchrun turns every code of a rank into 1, here the code can still be read
         stop_requested                its existence asks the training loop to save and exit 75 between two steps
         start.claim, proc.json, exit.json   the executor's own files
 """
@@ -28,6 +32,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+SCORE = "score.json"
+PINNED = "pinned"
 CONFIG = "config.yaml"
 METRICS = "metrics"
 EVENTS = "events.jsonl"
@@ -40,6 +46,7 @@ START_CLAIM = "start.claim"
 PROC = "proc.json"
 EXIT = "exit.json"
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 EXIT_CLAIM_LOST = 77
@@ -70,7 +77,15 @@ class MetricLine(BaseModel):
 
 
 EventKind = Literal[
-    "started", "resumed", "checkpoint_saved", "checkpoint_removed", "evaluated", "preempted", "finished", "warning"
+    "started",
+    "resumed",
+    "checkpoint_saved",
+    "checkpoint_removed",
+    "evaluated",
+    "preempted",
+    "failed",
+    "finished",
+    "warning",
 ]
 
 
@@ -103,6 +118,13 @@ class Manifest(_Record):
     files: tuple[ManifestFile, ...]
 
 
+class Score(_Record):
+    """score.json of a checkpoint: lower is better."""
+
+    step: int
+    score: float
+
+
 class Result(_Record):
     """result.json: loss, bound and excess are means over the last `num_points` metric lines, in nats per token."""
 
@@ -122,8 +144,8 @@ class Stopped(_Record):
     An attempt has at most one of result.json and stopped.json; with neither it crashed or was killed.
     """
 
-    exit_code: int = Field(description="EXIT_BAD_INPUT or EXIT_INTERRUPTED")
-    step: int = Field(ge=0, description="optimizer steps done; after EXIT_INTERRUPTED, those of the checkpoint")
+    exit_code: int = Field(description="EXIT_FAILED, EXIT_BAD_INPUT or EXIT_INTERRUPTED")
+    step: int = Field(ge=0, description="optimizer steps done")
     message: str | None = None
 
 

@@ -4,9 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -22,27 +20,15 @@ from nanollama.spec.base import SpecError
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import dump_yaml, load_config
 from nanollama.spec.rundir import RESULT, STOP_REQUESTED, STOPPED, MetricLine, Stopped
-from tests.support.training import events, metrics, reproducible, result, write_config
-from tests.support.waiting import eventually
+from tests.support.training import events, metrics, one_thread, reproducible, result, train, write_config
 
 ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the subprocesses have: sums over several threads would differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def train(config: Path, run_dir: Path, *overrides: str) -> int:
-    return main([f"config={config}", f"orchestration.log_dir={run_dir}", *overrides])
+__all__ = ["one_thread"]  # a fixture of every test here
 
 
 def test_every_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(tmp_path / "c.yaml", optim__steps=11, orchestration__checkpoint={"period": 4, "keep_only": 2})
+    config = write_config(tmp_path / "c.yaml", optim__steps=11, orchestration__checkpoint={"period": 4, "keep_last": 2})
     assert train(config, tmp_path / "run") == 0
     attempt_dir = tmp_path / "run" / "1"
 
@@ -105,84 +91,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
             assert parts.values[key] == pytest.approx(whole.values[key], rel=1e-4)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def killed(*_: Any) -> NoReturn:
-    raise Killed
-
-
-def train_until(step: int, config: Path, run_dir: Path) -> None:
-    """Train in this process and be cut off after the step."""
-    original = Trainer.train_step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", lambda t, m: killed() if t.step == step else original(t, m))
-        with pytest.raises(Killed):
-            train(config, run_dir)
-
-
-@pytest.mark.parametrize(("period", "killed_after"), [(0, 7), (3, 2), (3, 7), (1, 19), (20, 20)])
-def test_a_run_that_was_cut_off_continues_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: int, killed_after: int
-) -> None:
-    orchestration = {"logging": {"period": 1}, "checkpoint": {"period": period}}
-    config = write_config(tmp_path / "c.yaml", optim__steps=20, orchestration=orchestration)
-    assert train(config, tmp_path / "whole") == 0
-
-    if killed_after == 20:  # between the last checkpoint and the result
-        monkeypatch.setattr(Monitor, "finished", killed)
-        with pytest.raises(Killed):
-            train(config, tmp_path / "cut")
-        monkeypatch.undo()
-    else:
-        train_until(killed_after, config, tmp_path / "cut")
-
-    torch.manual_seed(0)  # nothing of this process may matter
-    assert train(config, tmp_path / "cut") == 0
-    restart = killed_after // period * period if period else 0
-    whole = metrics(tmp_path / "whole" / "1")
-    resumed = metrics(tmp_path / "cut" / "2")
-    assert [line.seq for line in resumed] == list(range(20 - restart))
-    assert reproducible(resumed) == reproducible(whole, after=restart)
-    assert events(tmp_path / "cut" / "2")[0].kind == ("resumed" if restart else "started")
-    expected, final = result(tmp_path / "whole" / "1"), result(tmp_path / "cut" / "2")
-    assert final.model_dump(exclude={"seconds"}) == expected.model_dump(exclude={"seconds"})
-    assert final.num_points == 2
-
-
-def test_kill_9_costs_nothing_but_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", optim__steps=10_000, orchestration__checkpoint={"period": 50})
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "nanollama.apps.gssm.train", f"config={config}"]
-    command.append(f"orchestration.log_dir={run_dir}")
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        second = run_dir / "checkpoints" / "0000000100"
-        eventually(second.exists, within=240, what="the second checkpoint")
-        process.kill()
-    cut = metrics(run_dir / "1")
-    done = int(max((run_dir / "checkpoints").glob("[0-9]*")).name)
-
-    last = max(cut[-1].step, done + 20)
-    train_until(last, config, tmp_path / "whole")
-    train_until(last, config, run_dir)
-    whole = reproducible(metrics(tmp_path / "whole" / "1"))
-    assert reproducible(cut) == whole[: len(cut)]
-    assert reproducible(metrics(run_dir / "2")) == [line for line in whole if line["step"] > done]
-    assert events(run_dir / "2")[0].kind == "resumed"
-
-
-def test_a_damaged_checkpoint_costs_steps_but_not_the_run(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", optim__steps=9, orchestration__checkpoint={"period": 3})
-    assert train(config, tmp_path / "run") == 0
-    (tmp_path / "run" / "1" / RESULT).unlink()
-    (tmp_path / "run" / "checkpoints" / "0000000009" / "trainer.pt").write_bytes(b"torn")
-    assert train(config, tmp_path / "run") == 0
-    warning, resumed, *_ = events(tmp_path / "run" / "2")
-    assert (warning.kind, resumed.kind, resumed.step) == ("warning", "resumed", 6)
-    assert reproducible(metrics(tmp_path / "run" / "2")) == reproducible(metrics(tmp_path / "run" / "1"), after=6)
-
-
 def test_a_stop_is_saved_said_and_continued(tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml")
     attempt_dir = tmp_path / "run" / "1"
@@ -197,7 +105,7 @@ def test_a_stop_is_saved_said_and_continued(tmp_path: Path) -> None:
     assert [line.step for line in metrics(tmp_path / "run" / "2")] == [2, 4, 6, 8, 10]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_a_run_by_hand_saves_and_the_same_command_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -211,7 +119,9 @@ def test_a_signal_to_a_run_by_hand_saves_and_the_same_command_continues(
 
     monkeypatch.setattr(Trainer, "train_step", signalled_step)
     assert train(config, tmp_path / "run") == 75
-    assert "stopped after step 3; checkpoint saved; the same command continues\n" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"stopped after step 3, as requested by {number.name}; the next attempt continues from there\n" in errors
+    assert errors.endswith("start it again by the same command\n")
     attempt_dir = tmp_path / "run" / "1"
     assert [event.kind for event in events(attempt_dir)] == ["started", "checkpoint_saved", "preempted"]
     stopped = Stopped.model_validate_json((attempt_dir / STOPPED).read_bytes())
@@ -224,37 +134,12 @@ def test_a_signal_to_a_run_by_hand_saves_and_the_same_command_continues(
     assert reproducible(metrics(tmp_path / "run" / "2")) == whole
 
 
-def test_a_second_signal_interrupts_a_run_by_hand_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice(_trainer: Trainer, _monitor: Monitor) -> NoReturn:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the step went on")
-
-    monkeypatch.setattr(Trainer, "train_step", twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(write_config(tmp_path / "c.yaml"), tmp_path / "run")
-    assert not (tmp_path / "run" / "1" / STOPPED).exists()
-
-
 def test_a_second_run_by_hand_in_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml")
     with only_run(tmp_path / "run"), pytest.raises(SpecError, match=f"a run is under way in {tmp_path}/run"):
         train(config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-    train_until(3, config, tmp_path / "run")
     assert train(config, tmp_path / "run") == 0
-
-
-def test_a_run_in_a_chosen_directory_leaves_signals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-
-    def look(_trainer: Trainer, _monitor: Monitor) -> NoReturn:
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-        raise Killed
-
-    monkeypatch.setattr(Trainer, "train_step", look)
-    with pytest.raises(Killed):
-        main([f"config={write_config(tmp_path / 'c.yaml')}", f"attempt_dir={tmp_path / 'run' / '1'}"])
 
 
 def test_a_stop_that_comes_with_the_last_step_changes_nothing(tmp_path: Path) -> None:
@@ -281,19 +166,6 @@ def test_a_finished_run_is_reported_and_another_config_kept_out(
     with pytest.raises(SpecError, match=r"optim.lr: is 0.5, but .* holds a run with 0.0003"):
         train(config, run_dir, "optim.lr=0.5")
     assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "1", "checkpoints"]
-
-
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write_config(tmp_path / "c.yaml", optim__steps=9, optim__warmup=0, optim__lr=1e30, optim__clip=1e30)
-    assert train(config, tmp_path / "run", "orchestration.checkpoint.period=1") == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) + 1
-    assert error.startswith(f"error: training diverged at step {step}: the loss is ")
-    assert "try a lower optim.lr" in error
-    assert not (tmp_path / "run" / "1" / RESULT).exists()
-    assert not (tmp_path / "run" / "1" / STOPPED).exists()
 
 
 def test_a_graph_without_an_exact_bound_is_trained_on_with_a_warning(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,25 +58,48 @@ import resource, signal, sys
 from pathlib import Path
 from nanollama.monitor.logger import JsonLines
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 stream = JsonLines(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for _ in range(20):
+    stream.write({"text": "x" * 100})
+print(Path(sys.argv[1]).read_text(), end="")
+if sys.argv[2] == "mended":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    stream.write({"text": "x"})
 try:
-    while True:
-        stream.write({"text": "x" * 100})
+    stream.close()
 except OSError as error:
     print(error)
 """
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["mended", "full"])
+def test_a_full_disk_leaves_whole_lines_and_the_others_follow_once_there_is_room(tmp_path: Path, end: str) -> None:
     path = tmp_path / "stream.jsonl"
     ran = subprocess.run(
-        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FULL, str(path), end], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "is the disk full?" in ran.stdout
+    lines = ran.stdout.splitlines()
+    if end == "full":
+        assert "could be written" in lines.pop()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(8))
     content = path.read_bytes()
     assert content.endswith(b"\n")
-    assert [json.loads(line)["seq"] for line in content.splitlines()] == list(range(8))
+    assert [json.loads(line)["seq"] for line in content.splitlines()] == list(range(21 if end == "mended" else 8))
+
+
+def test_lines_of_several_threads_are_whole_and_in_order(tmp_path: Path) -> None:
+    stream = JsonLines(tmp_path / "stream.jsonl")
+    threads = [
+        threading.Thread(target=lambda: [stream.write({"text": "x" * 50}) for _ in range(200)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stream.close()
+    lines = (tmp_path / "stream.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(800))
 
 
 def test_the_log_gets_the_records_of_the_library_from_its_level_on(tmp_path: Path) -> None:

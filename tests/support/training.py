@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from nanollama.apps.gssm.train import main
 from nanollama.spec.rundir import EVENTS, RESULT, EventLine, MetricLine, Result, metrics_file
 from tests.support.examples import experiment
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """To be imported by tests: as the subprocesses have; sums over several threads would differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(config: Path, run_dir: Path, *overrides: str) -> int:
+    """Run the training app by hand, in this process."""
+    return main([f"config={config}", f"orchestration.log_dir={run_dir}", *overrides])
 
 
 def write_config(path: Path, **overrides: Any) -> Path:

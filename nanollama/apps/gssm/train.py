@@ -5,12 +5,12 @@
 
 Shapes: B sequences of this rank, T tokens of a sequence, V vocabulary.
 
-Exit codes: 0 finished, 2 bad input, 75 stopped on request (start again to continue), 130 interrupted, 1 anything else.
+Exit codes: 0 finished, 2 bad input, 75 stopped on request (start again to continue), 128 + n ended at once by the
+second of two signals n, 1 anything else.
 
-Started by hand, without attempt_dir, the first SIGINT or SIGTERM is a request to stop: the step is finished, a
-checkpoint saved, and the exit code is 75; torchrun passes the signal on to its ranks and itself ends with 128 + its
-number. A second one interrupts at once. With attempt_dir both end the run at once: who has chosen the directory asks
-for a stop by a file in it.
+SIGINT, SIGTERM or SIGUSR1 to any rank, or a file stop_requested in the attempt's directory, is a request to stop: all
+ranks finish the step, a checkpoint is saved, and the exit code is 75. A second SIGINT or SIGTERM ends the run at once.
+torchrun hides the codes of its ranks, `python -m nanollama.cluster.torchrun` does not; stopped.json has them always.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,19 @@ from nanollama.monitor.attempt import (
     create_attempt,
     finished_result,
     only_run,
+    origin_problems,
     placed_by,
     run_directory,
     write_stopped,
 )
+from nanollama.monitor.checkpoint import tensor_problems
+from nanollama.monitor.memory import Work, is_out_of_memory, out_of_memory
 from nanollama.monitor.monitor import Monitor
+from nanollama.monitor.preemption import StopSignals
 from nanollama.monitor.summary import FinalWindow, describe, in_final_window
 from nanollama.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
 from nanollama.spec.base import Problem, SpecError
-from nanollama.spec.command import run_command, stop_signals
+from nanollama.spec.command import run_command
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import dump_yaml, load_config
 from nanollama.spec.rundir import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Stopped
@@ -53,20 +57,26 @@ log = logging.getLogger("nanollama.apps.gssm.train")  # by name: run as a progra
 
 ATTEMPT_DIR = "attempt_dir="
 MODEL, TRAINER = "model.pt", "trainer.pt"  # files of a checkpoint: the weights, and all else that training needs
+MAX_SKIPPED = 10  # steps in a row, with the last of which on_nonfinite=skip gives up
 
 
 class Diverged(Exception):
-    """The loss or its gradient is not a number any more; the message names the step."""
+    """The loss or its gradient is not a number any more; the message names the step and the batch."""
 
 
 class Trainer:
     """What one rank trains with. After `step` optimizer steps it has trained on `tokens` predicted tokens.
 
-    `signalled` tells whether this process has been told by a signal to stop.
+    `signalled` tells by which signal, if any, this process has been asked to stop.
     """
 
     def __init__(
-        self, spec: ExperimentSpec, cluster: Cluster, loader: Loader, model: nn.Module, signalled: Callable[[], bool]
+        self,
+        spec: ExperimentSpec,
+        cluster: Cluster,
+        loader: Loader,
+        model: nn.Module,
+        signalled: Callable[[], str | None],
     ) -> None:
         self.spec = spec
         self.signalled = signalled
@@ -77,6 +87,8 @@ class Trainer:
         self.optimizer = build_optimizer(spec.optim, model)
         self.step = 0
         self.seconds = 0.0
+        self.skipped = self.skipped_in_a_row = 0  # steps whose loss or gradient was not finite
+        self.asked: str | None = None  # who has asked this rank to save and stop
         self.window = FinalWindow()
 
     @property
@@ -85,14 +97,36 @@ class Trainer:
         return self.step * self.spec.data.batch_size * (self.loader.seq_len - 1)
 
     def train(self, monitor: Monitor) -> int:
-        """Train from the newest checkpoint to the last step, or until asked to stop; returns the exit code."""
-        steps, period = self.spec.optim.steps, self.spec.orchestration.checkpoint.period
+        """Train from the newest checkpoint to the last step, or until asked to stop; returns the exit code.
+
+        Every way out is one that all ranks take together, but for bad data and want of memory, which may strike one.
+        """
         checkpoint = self.cluster.from_first(monitor.newest_checkpoint)
         if checkpoint is not None:
             self.load(checkpoint)
         monitor.started(self.step, self.tokens, checkpoint)
         if self.loader.scorer is None:
             monitor.warn(self.loader.scorer_note or "these sequences have no bound", self.step)
+        try:
+            self.train_steps(monitor)
+        except Diverged as error:
+            message = str(error)
+            return self.cluster.from_first(lambda: monitor.diverged(self.step, message))
+        except SpecError as error:
+            return monitor.failed(self.step, str(error), EXIT_BAD_INPUT)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return monitor.failed(self.step, out_of_memory(self.work(), self.cluster.device))
+        if self.step < self.spec.optim.steps:
+            asked = next(reason for reason in self.cluster.gather(self.asked) if reason)
+            return self.cluster.from_first(lambda: monitor.preempted(self.step, asked))
+        result = self.window.result(step=self.step, tokens=self.tokens, seconds=self.seconds)
+        return self.cluster.from_first(lambda: monitor.finished(result))
+
+    def train_steps(self, monitor: Monitor) -> None:
+        """Train, saving now and then, until the last step or the one after which the ranks have agreed to stop."""
+        steps, period = self.spec.optim.steps, self.spec.orchestration.checkpoint.period
         started = time.monotonic() - self.seconds
         stopping = False
         while self.step < steps and not stopping:
@@ -100,11 +134,6 @@ class Trainer:
             self.seconds = time.monotonic() - started
             if stopping or self.step == steps or (period and self.step % period == 0):
                 monitor.save(self.step, self.state())
-        if self.step < steps:
-            monitor.preempted(self.step)
-            return EXIT_INTERRUPTED
-        monitor.finished(self.window.result(step=self.step, tokens=self.tokens, seconds=self.seconds))
-        return 0
 
     def train_step(self, monitor: Monitor) -> bool:
         """One optimizer step on the next global batch; returns whether the ranks agree to stop after it.
@@ -116,24 +145,45 @@ class Trainer:
         batch_BT = self.loader.batch(self.step)
         loss = self.backward(batch_BT.to(self.cluster.device))
         grad_norm = clip_gradient(self.model, optim.clip)
-        vote = monitor.stop_requested() or self.signalled()
-        stopping = torch.tensor(float(vote), dtype=torch.float64, device=self.cluster.device)
-        mean_loss, norm, votes = self.cluster.mean(torch.stack([loss, grad_norm.double(), stopping])).tolist()
+        self.asked = self.signalled() or monitor.stop_requested()
+        vote = torch.tensor(float(self.asked is not None), dtype=torch.float64, device=loss.device)
+        mean_loss, norm, votes = self.cluster.mean(torch.stack([loss, grad_norm.double(), vote])).tolist()
 
         step = self.step + 1
+        finite = math.isfinite(mean_loss) and math.isfinite(norm)  # the same on every rank
         lr = learning_rate(optim, step)
-        if step in (1, optim.steps) or step % self.spec.orchestration.logging.period == 0:
+        if step in (1, optim.steps) or step % self.spec.orchestration.logging.period == 0 or not finite:
             self.log_metrics(monitor, batch_BT, loss=mean_loss, lr=lr, grad_norm=norm)
-        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"training diverged at step {step}: the loss is {mean_loss:.6g} and the norm of its gradient {norm:.6g}"
-                "; try a lower optim.lr, a longer optim.warmup or a lower optim.clip"
-            )
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
+        if finite:
+            self.skipped_in_a_row = 0
+            set_learning_rate(self.optimizer, lr)
+            self.optimizer.step()
+        else:
+            self.skip_step(monitor, mean_loss, norm)
         self.optimizer.zero_grad()
         self.step = step
         return bool(votes > 0)
+
+    def skip_step(self, monitor: Monitor, loss: float, norm: float) -> None:
+        """Go on without this step, if that is wanted and helps.
+
+        Raises:
+            Diverged: it is not, or many steps in a row have been skipped.
+        """
+        step, size = self.step + 1, self.spec.data.batch_size
+        numbers = f"the loss is {loss:.6g} and the norm of its gradient {norm:.6g}"
+        batch = f"with batch {self.step} (sequences {self.step * size} to {step * size - 1} of the run's order)"
+        remedy = "try a lower optim.lr, a longer optim.warmup or a lower optim.clip"
+        if self.spec.orchestration.utils.on_nonfinite == "stop":
+            remedy += ", or go on without such steps by orchestration.utils.on_nonfinite=skip"
+            where = f"{batch} on the weights after step {self.step}"
+            raise Diverged(f"training diverged at step {step}: {numbers}, {where}; {remedy}")
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            skipped = f"after {MAX_SKIPPED - 1} skipped ones in a row"
+            raise Diverged(f"training diverged at step {step}, {skipped}: {numbers}, {batch}; {remedy}")
+        monitor.warn(f"step {step} is skipped, the {self.skipped}. of this run: {numbers}, {batch}", step)
 
     def backward(self, batch_BT: Tensor) -> Tensor:
         """Add the gradient of the mean loss of this rank's batch to the weights; returns that loss, in nats per token.
@@ -162,30 +212,45 @@ class Trainer:
             own_bound = nll_B.double().mean().to(self.cluster.device) / (self.loader.seq_len - 1)
             values["bound"] = float(self.cluster.mean(own_bound))
             values["excess"] = loss - values["bound"]
-        if in_final_window(self.step + 1, self.spec.optim.steps):
+        if in_final_window(self.step + 1, self.spec.optim.steps) and math.isfinite(loss):
             self.window.add(loss, values.get("bound"))
         tokens = self.tokens + self.spec.data.batch_size * (self.loader.seq_len - 1)
         monitor.metrics(self.step + 1, tokens, {**values, "lr": lr, "grad_norm": grad_norm})
 
+    def work(self) -> Work:
+        """How much this rank computes at a time."""
+        data, acc = self.spec.data, self.spec.optim.grad_acc_steps
+        return Work(data.batch_size, self.cluster.world_size, acc, self.loader.seq_len, num_parameters(self.model))
+
     def state(self) -> dict[str, Any]:
-        """Files of a checkpoint. Every rank must ask for it, rank 0 writes it."""
+        """Files of a checkpoint, whatever the number of ranks. Every rank must ask for it, rank 0 writes it."""
         trainer = {
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "tokens": self.tokens,
             "seconds": self.seconds,
+            "skipped": (self.skipped, self.skipped_in_a_row),
             "window": self.window.state(),
             "rng": self.cluster.gather(_rng_state(self.cluster.device)),
         }
         return {MODEL: self.model.state_dict(), TRAINER: trainer}
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint: exactly, if the number of ranks is that of the run that saved it."""
+        """Continue from a checkpoint: to the last bit, if the number of ranks is that of the run that saved it.
+
+        Raises:
+            SpecError: it is of another architecture or another config; nothing has been loaded.
+        """
         device = self.cluster.device
-        self.model.load_state_dict(torch.load(checkpoint / MODEL, map_location=device, weights_only=True))
+        weights = torch.load(checkpoint / MODEL, map_location=device, weights_only=True)
+        problems = tensor_problems(self.model.state_dict(), weights, checkpoint)
+        problems += origin_problems(checkpoint, self.spec)
+        if problems:
+            raise SpecError(problems)
+        self.model.load_state_dict(weights)
         trainer = torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(trainer["optimizer"])
         self.step, self.seconds = trainer["step"], trainer["seconds"]
+        self.skipped, self.skipped_in_a_row = trainer["skipped"]
         self.window = FinalWindow(**trainer["window"])
         if self.cluster.rank < len(trainer["rng"]):
             _set_rng_state(trainer["rng"][self.cluster.rank], device)
@@ -207,11 +272,11 @@ def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, nn.Module]:
     return loader, build_model(spec.model, loader.vocab_size).to(cluster.device)
 
 
-def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signalled: Callable[[], bool]) -> int:
+def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signalled: Callable[[], str | None]) -> int:
     """Find or make the attempt's directory and train in it, until the end or a stop; returns the exit code.
 
     Raises:
-        SpecError: with nothing created.
+        SpecError: with nothing created, but for a checkpoint that cannot be continued.
     """
     run_dir = attempt_dir.parent if attempt_dir else run_directory(spec.launcher, spec.orchestration)
     if attempt_dir is None:
@@ -225,11 +290,9 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
         directory = attempt_dir or cluster.from_first(lambda: _begin_attempt(spec, run_dir, held))
         monitor = held.enter_context(Monitor(spec, directory, cluster.rank))
         log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
-        trainer = Trainer(spec, cluster, loader, model, signalled)
-        code = trainer.train(monitor)
+        code = Trainer(spec, cluster, loader, model, signalled).train(monitor)
     if code == EXIT_INTERRUPTED and attempt_dir is None and cluster.first:
-        message = f"stopped after step {trainer.step}; checkpoint saved; the same command continues"
-        print(message, file=sys.stderr)
+        print("start it again by the same command", file=sys.stderr)
     return code
 
 
@@ -251,22 +314,17 @@ def main(arguments: Sequence[str]) -> int:
     first = this_rank() == 0
     if attempt_dir is not None and first:
         claim_attempt(attempt_dir)
-    try:
-        spec = load_config(ExperimentSpec, [a for a in arguments if not a.startswith(ATTEMPT_DIR)])
-        by_hand = attempt_dir is None
-        signals = stop_signals(second_interrupts=True) if by_hand else nullcontext(lambda: False)
-        with signals as signalled, open_cluster(spec.cluster) as cluster:
-            return run(spec, attempt_dir, cluster, signalled)
-    except SpecError as error:
-        if not first:
-            return EXIT_BAD_INPUT  # rank 0 says why
-        if attempt_dir is not None:
-            write_stopped(attempt_dir, Stopped(exit_code=EXIT_BAD_INPUT, step=0, message=str(error)))
-        raise
-    except Diverged as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
+    with StopSignals() as signals:
+        try:
+            spec = load_config(ExperimentSpec, [a for a in arguments if not a.startswith(ATTEMPT_DIR)])
+            with open_cluster(spec.cluster) as cluster:
+                return run(spec, attempt_dir, cluster, signals.received)
+        except SpecError as error:
+            if not first:
+                return EXIT_BAD_INPUT  # rank 0 says why
+            if attempt_dir is not None:
+                write_stopped(attempt_dir, Stopped(exit_code=EXIT_BAD_INPUT, step=0, message=str(error)))
+            raise
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:
