@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,39 @@ def test_ranks_sleep_while_they_wait_and_nothing_is_said_about_threads(tmp_path:
     ran = run_ranks(tmp_path, "os.write(1, f\"{rank} {os.environ['OMP_WAIT_POLICY']}\\n\".encode())")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert sorted(ran.stdout.splitlines()) == ["0 PASSIVE", "1 PASSIVE"]
+
+
+WAITING = """
+stop = []
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    signal.signal(number, lambda number, _: stop.append(number))
+os.write(1, b"ready\\n")
+while not stop:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "body", "code"),
+    [
+        (signal.SIGUSR1, WAITING + "sys.exit(75)", 75),
+        (signal.SIGTERM, WAITING + "sys.exit(0)", 0),
+        (signal.SIGTERM, "os.write(1, b'ready\\n')\ntime.sleep(1000)", 128 + signal.SIGTERM),
+        (signal.SIGINT, WAITING + "os._exit(130)", 130),
+    ],
+)
+def test_signals_reach_every_rank_and_the_ranks_decide_how_it_ends(
+    tmp_path: Path, number: signal.Signals, body: str, code: int
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, signal, sys, time\n{body}\n")
+    command = [sys.executable, "-m", "nanollama.cluster.torchrun", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (code, "")
