@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nanollama.data.bounds import Estimate, Scorer
+from nanollama.data.bounds import Estimate
+from nanollama.data.filter import Filter
 from nanollama.data.gssm import Kernels, draw_kernels
 from nanollama.data.hdf5 import DatasetWriter, target_problems
 from nanollama.data.sampler import Sampler
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         raise SpecError(problems)
     kernels = draw_kernels(spec.gssm, spec.seed)
     try:
-        scorer: Scorer | str = Scorer(kernels)
+        scorer: Filter | str = Filter(kernels)
     except SpecError as error:
         scorer = "; ".join(problem.message for problem in error.problems)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -60,7 +61,7 @@ def generate(
     spec: DatasetSpec,
     item: DatasetFile,
     kernels: Kernels,
-    scorer: Scorer | str,
+    scorer: Filter | str,
     *,
     progress: Progress,
     stopped: Callable[[], bool],
@@ -79,9 +80,8 @@ def generate(
         for start in range(0, item.n_data, piece):
             tokens = sampler.sample(range(start, min(start + piece, item.n_data)), spec.seq_len)
             writer.append(tokens)
-            if isinstance(scorer, Scorer) and start < num_scored:
-                scored = torch.from_numpy(tokens[: num_scored - start]).long()
-                scores.append(scorer.nll(scored) / (spec.seq_len - 1))
+            if isinstance(scorer, Filter) and start < num_scored:
+                scores.append(-scorer.log_likelihood(tokens[: num_scored - start]).mean(axis=1))
             progress.advance(task, len(tokens))
             if stopped():
                 raise KeyboardInterrupt
@@ -90,7 +90,7 @@ def generate(
         elif num_scored < 2:
             writer.entropy = "a standard error needs at least 2 sequences"
         else:
-            writer.entropy = Estimate.of(torch.cat(scores))
+            writer.entropy = Estimate.of(np.concatenate(scores))
     return writer.entropy
 
 
