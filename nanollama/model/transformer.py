@@ -19,14 +19,14 @@ from nanollama.spec.model import TransformerSpec
 
 
 def rotary_table(first: int, num_positions: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """Complex numbers [T, K/2] of unit length and angle m * theta^(-2i/K), for position m and channel pair i.
+    """Cosine and sine [T, K/2, 2] of the angle m * theta^(-2i/K) of position m and channel pair i.
 
     The angles are computed in float64: in float32 those of far positions would be off by whole per cents.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
     positions = torch.arange(first, first + num_positions, dtype=torch.float64, device=device)
     angles = positions[:, None] * theta**-exponents
-    return torch.complex(angles.cos().float(), angles.sin().float())
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
 
 
 def rotate(x_BTHK: Tensor, table: Tensor) -> Tensor:
@@ -35,12 +35,13 @@ def rotate(x_BTHK: Tensor, table: Tensor) -> Tensor:
     The product of a rotated query and a rotated key then depends on their positions only through the difference.
     """
     wide_BTHK = widen(x_BTHK)
-    turn = table[:, None]
-    if torch.compiler.is_compiling():  # it fuses these, and knows no complex numbers
+    if torch.compiler.is_compiling():  # it fuses these, and generates no code for complex numbers
         even, odd = wide_BTHK[..., 0::2], wide_BTHK[..., 1::2]
-        turned = torch.stack((even * turn.real - odd * turn.imag, even * turn.imag + odd * turn.real), dim=-1)
+        cos, sin = table[:, None].unbind(dim=-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     else:  # five times as fast
-        turned = torch.view_as_real(torch.view_as_complex(torch.unflatten(wide_BTHK, -1, (-1, 2))) * turn)
+        pairs = torch.view_as_complex(torch.unflatten(wide_BTHK, -1, (-1, 2)))
+        turned = torch.view_as_real(pairs * torch.view_as_complex(table)[:, None])
     return turned.flatten(-2).to(x_BTHK.dtype)
 
 
