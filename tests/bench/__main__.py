@@ -14,12 +14,15 @@ from rich.table import Table
 
 from tests.bench.exact_filter import bench_filter
 from tests.bench.machine import bench_machine, describe_machine
+from tests.bench.sampling import bench_hdf5, bench_sampling
 from tests.bench.service import bench_ingest, bench_metrics
 from tests.bench.timing import Row
 from tests.bench.training import bench_training
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "machine": bench_machine,
+    "sampling": bench_sampling,
+    "hdf5": bench_hdf5,
     "filter": bench_filter,
     "training": bench_training,
     "ingest": bench_ingest,
