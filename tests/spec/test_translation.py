@@ -150,6 +150,16 @@ def test_problems_stand_at_the_users_own_keys_and_lines(tmp_path: Path) -> None:
         assert word in lines[line - 1]
 
 
+def test_a_variable_that_is_not_set_has_its_line() -> None:
+    with pytest.raises(SpecError) as caught:
+        read_document([f"config={ORIGINALS / 'data.yaml'}", "sets.1.path=$NOWHERE"], {"HOME": "/home/ada"})
+    found = {p.path: (p.line, p.message) for p in caught.value.problems}
+    assert found == {
+        "sets.0.path": (12, "the variable $USER is not set"),
+        "sets.1.path": (None, "the variable $NOWHERE is not set"),
+    }
+
+
 def test_a_misspelt_seed_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text((ORIGINALS / "data.yaml").read_text().replace("seed:", "eed:"))
@@ -218,7 +228,6 @@ VALUES = {
     "cluster.parallel": "fsdp",
     "cluster.cpu_threads": 2,
     "orchestration.profiler.active": True,
-    "orchestration.utils.on_nonfinite": "skip",
     "orchestration.wandb.active": True,
     "orchestration.tensorboard.active": True,
     "evaluation.period": 5,
