@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanollama.apps.gssm import entropy as app
+from nanollama.data.filter import Filter
 from nanollama.data.gssm import draw_kernels, load_kernels, save_kernels
 from nanollama.data.hdf5 import DatasetWriter
 from nanollama.data.sampler import Sampler
@@ -148,6 +151,65 @@ def test_zeros_of_foreign_kernels_are_raised_to_the_floor_and_the_rows_normalise
     assert result(tmp_path, *files)["nll"] == pytest.approx([-math.log(stay * low + leave * high)], rel=1e-12)
 
 
+def in_context(*nodes: dict, seq_len: int = 6) -> dict:
+    config = experiment()
+    config["data"] |= {"seq_len": seq_len, "gssm": {"nodes": list(nodes)}}
+    return config
+
+
+HIDDEN = {"name": "Z", "state_dim": 2, "alpha": 0.5, "mode": "context"}
+SEEN = {"name": "X", "state_dim": 3, "alpha": 0.5, "parents": ["Z"], "observed": True}
+
+
+def test_in_context_mode_both_bounds_and_their_gap_are_told(tmp_path, capsys):
+    found = result(tmp_path, written(tmp_path, in_context(HIDDEN, SEEN)), "num_sequences=20", "particles=400")
+    assert found["lower"] <= found["upper"] + 4 * found["gap_stderr"]
+    assert found["nats_per_token"] == (found["lower"] + found["upper"]) / 2
+    assert found["gap"] == pytest.approx(5 * (found["upper"] - found["lower"]), abs=1e-9)
+    assert abs(found["gap"]) < 0.2
+    assert found["by_position"] is None
+    assert found["num_sequences"] == 20
+    assert "400 particles" in found["method"]
+    printed = capsys.readouterr().out
+    assert f"lower bound {found['lower']:.4f} ± {found['lower_stderr']:.4f} nats/token" in printed
+    assert f"gap {found['gap']:.3f} ± {found['gap_stderr']:.3f} nats a sequence" in printed
+
+
+def test_in_context_mode_a_formula_is_exact_where_there_is_one(tmp_path):
+    urn = {"name": "X", "state_dim": 3, "alpha": 0.5, "parents": ["Z"], "mode": "context", "observed": True}
+    constant = {"name": "Z", "state_dim": 1, "alpha": 1.0}
+    found = result(tmp_path, written(tmp_path, in_context(constant, urn)), "num_sequences=10", f"save={tmp_path / 'k'}")
+    assert found["method"] == "closed form"
+    assert "gap" not in found
+    assert found["by_position"]["mean"][0] == pytest.approx(math.log(3), abs=1e-6)
+    np.savez(tmp_path / "s.npz", tokens=[[0, 1, 1], [0, 2, 1]])
+    again = result(tmp_path, f"kernels={tmp_path / 'k'}", f"sequences={tmp_path / 's.npz'}")
+    assert again["nll"] == pytest.approx([math.log(3) + math.log(5 / 3), math.log(3) + math.log(5)], abs=1e-6)
+
+
+def test_foreign_sequences_get_one_side_in_context_mode(tmp_path):
+    config = written(tmp_path, in_context(HIDDEN, SEEN))
+    both = result(tmp_path, config, "num_sequences=20", "particles=400", f"save={tmp_path / 'k.npz'}")
+    tokens = Sampler(load_kernels(tmp_path / "k.npz"), 0, "entropy").sample(range(20), 6)
+    np.savez(tmp_path / "s.npz", tokens=tokens)
+    files = [f"kernels={tmp_path / 'k.npz'}", f"sequences={tmp_path / 's.npz'}"]
+    found = result(tmp_path, *files, "particles=400")
+    assert found["upper"] == pytest.approx(both["upper"], abs=0.02)
+    assert found["lower"] is found["gap"] is found["by_position"] is None
+    assert np.mean(found["nll"]) / 5 == pytest.approx(found["nats_per_token"], rel=1e-12)
+    np.savez(tmp_path / "s.npz", tokens=[[0, 1], [0, 7]])
+    assert entropy(*files) == 2
+
+
+@pytest.mark.parametrize("option", ["dtype=float32", "particles=50"])
+def test_options_that_mean_nothing_for_the_graph_are_refused(tmp_path, capsys, option):
+    graph = in_context(HIDDEN, SEEN) if option.startswith("dtype") else experiment()
+    assert entropy(written(tmp_path, graph), "num_sequences=3", option) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option.partition('=')[0]}: ")
+    assert "context mode" in error
+
+
 def test_positions_that_are_printed_grow_from_the_first_to_the_last():
     assert app.shown_positions(1) == [1]
     assert app.shown_positions(2) == [1, 2]
@@ -276,6 +338,27 @@ def test_a_graph_out_of_reach_blames_the_key_that_holds_it(tmp_path, capsys):
     sets = {"seq_len": 9, "gssm": {"nodes": nodes}, "sets": [{"name": "a", "path": "a", "n_data": 1}]}
     assert entropy(written(tmp_path, sets)) == 2
     assert capsys.readouterr().err.startswith("error: gssm.nodes: ")
+
+
+def test_the_command_needs_no_torch(tmp_path):
+    config = written(tmp_path, experiment())
+    np.savez(tmp_path / "s.npz", tokens=[[0, 1, 2]])
+    first = [config, "num_sequences=3", f"save={tmp_path / 'k.npz'}", "explain=true"]
+    second = [f"kernels={tmp_path / 'k.npz'}", f"sequences={tmp_path / 's.npz'}"]
+    code = "import sys; sys.modules['torch'] = None; from nanollama.apps.gssm.entropy import main; "
+    code += f"sys.exit(main({first}) or main({second}))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_choice_of_the_method_is_printed_on_demand(tmp_path, capsys):
+    config = written(tmp_path, experiment())
+    assert entropy(config, "num_sequences=3") == 0
+    without = capsys.readouterr().out
+    assert entropy(config, "num_sequences=3", "explain=true") == 0
+    printed = capsys.readouterr().out
+    assert Filter(draw_kernels(GRAPH, 0)).explain() in printed
+    assert Filter(draw_kernels(GRAPH, 0)).explain() not in without
 
 
 def test_help_says_how_it_is_called(capsys):

@@ -6,8 +6,10 @@
 FILE is a training config, with data made on the fly or read from a file, or a config that makes sets: graph, seed and
 length are those of its data. Fresh sequences are sampled from that model.
 
-    num_sequences=10000   how many
+    num_sequences=10000   how many; 100 where a sequence takes seconds, in context mode
     dtype=float64         of the probabilities: float64 or float32
+    particles=N           effort of the bounds in context mode; chosen by a pilot run when absent
+    explain=true          print first what was weighed to score this graph, what it costs, and what was chosen
     bits=true             print bits as well; files hold nats only
     output=OUT.json       write the result; a file that exists is replaced
     save=K.npz            write the config's kernels, in the format that kernels= reads; likewise
@@ -18,6 +20,9 @@ all its inputs in C order. Entries below 1e-10, zeros too, are raised to it and 
 scored.
 S.npz holds `tokens`, integers [N, T], each sequence from the start token 0; the result then has `nll`, one a sequence,
 in nats over positions 1 .. T-1.
+
+In context mode the entropy lies between two bounds, of which the middle is reported, with both of them and their gap in
+nats a sequence; for sequences of a file there is the upper one only. Where a formula holds they are exact.
 
 Exit codes: 0 done, 2 bad input or a graph without an exact bound, 130 interrupted.
 """
@@ -34,21 +39,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from nanollama.apps.gssm.options import Source, check_targets, read_source, split_options, write_json, writing
-from nanollama.data.bounds import Scorer
-from nanollama.data.gssm import Array, Kernels, load_kernels, save_kernels
+from nanollama.data.bounds import entropy
+from nanollama.data.filter import Filter
+from nanollama.data.gssm import Array, Kernels, load_kernels, relevant_latents, save_kernels
 from nanollama.data.sampler import Sampler
 from nanollama.spec.base import Problem, Spec, SpecError
 from nanollama.spec.command import run_command
 
-NUM_SEQUENCES = 10_000
-"""Default number of fresh sequences that are scored."""
+NUM_SEQUENCES, CONTEXT_SEQUENCES = 10_000, 100
+"""Default number of fresh sequences that are scored, and bounded in context mode."""
 
 _SHOWN = 7  # positions in the printed table
 
@@ -60,6 +65,8 @@ class Options(Spec):
     kernels: str | None = Field(default=None, description="kernels of another program")
     sequences: str | None = Field(default=None, description="sequences to score with them")
     dtype: Literal["float64", "float32"] = Field(default="float64", description="of the probabilities")
+    particles: int | None = Field(default=None, ge=2, le=2**30, description="effort of the bounds in context mode")
+    explain: bool = Field(default=False, description="whether the choice of the method is printed")
     bits: bool = Field(default=False, description="whether bits are printed beside nats")
     output: str | None = Field(default=None, description="JSON file for the result")
     save: str | None = Field(default=None, description="file for the config's kernels")
@@ -109,16 +116,51 @@ def _estimate(options: Options, source: Source) -> dict[str, Any]:
     if options.save is not None:
         with writing("save", options.save):
             save_kernels(kernels, options.save)
-    start = time.monotonic()
-    count = options.num_sequences or NUM_SEQUENCES
+    in_context = _in_context(options, kernels)
     with source.placing():
-        scorer = Scorer(kernels, dtype=getattr(torch, options.dtype))
-        sampler = Sampler(kernels, 0, "entropy")
-        parts = []
-        for first in range(0, count, 1024):
-            tokens = sampler.sample(range(first, min(first + 1024, count)), source.seq_len)
-            parts.append(scorer.nll_by_position(torch.from_numpy(tokens.astype(np.int64))).numpy())
-    return _result(kernels, np.concatenate(parts), seconds=time.monotonic() - start) | {"seed": source.seed}
+        if in_context:
+            return _estimate_in_context(options, kernels, source)
+        if options.explain:
+            _explain(kernels, options)
+        count = options.num_sequences or NUM_SEQUENCES
+        found = entropy(kernels, source.seq_len, count, dtype=np.dtype(options.dtype))
+    by_position = {"mean": found.by_position.mean.tolist(), "stderr": found.by_position.stderr.tolist()}
+    return {
+        "nats_per_token": found.mean,
+        "stderr": found.stderr,
+        "num_sequences": found.num_sequences,
+        "seq_len": source.seq_len,
+        "seed": source.seed,
+        "by_position": by_position,
+        "method": found.method,
+        "seconds": found.seconds,
+        "kernels_hash": kernels.content_hash(),
+    }
+
+
+def _estimate_in_context(options: Options, kernels: Kernels, source: Source) -> dict[str, Any]:
+    """Exact where a formula is, else bounds from both sides."""
+    from nanollama.data import context  # noqa: PLC0415 - few need it, and it takes time to load
+
+    start = time.monotonic()
+    if context.closed_form_applies(kernels.spec):
+        tokens = Sampler(kernels, 0, "entropy").sample(range(options.num_sequences or NUM_SEQUENCES), source.seq_len)
+        scores = -context.ClosedForm(kernels).log_likelihood(tokens)
+        return _scored(kernels, scores, "closed form", time.monotonic() - start) | {"seed": source.seed}
+    count = options.num_sequences or CONTEXT_SEQUENCES
+    found = context.entropy(kernels, source.seq_len, count, particles=options.particles)
+    return {
+        "nats_per_token": (found.lower + found.upper) / 2,
+        "stderr": max(found.lower_stderr, found.upper_stderr),
+        **{key: getattr(found, key) for key in ("lower", "lower_stderr", "upper", "upper_stderr", "gap", "gap_stderr")},
+        "num_sequences": found.num_sequences,
+        "seq_len": source.seq_len,
+        "seed": source.seed,
+        "by_position": None,
+        "method": found.method,
+        "seconds": found.seconds,
+        "kernels_hash": kernels.content_hash(),
+    }
 
 
 def _score_file(options: Options) -> dict[str, Any]:
@@ -127,23 +169,81 @@ def _score_file(options: Options) -> dict[str, Any]:
     assert options.sequences is not None
     kernels = load_kernels(options.kernels)
     tokens = load_tokens(options.sequences)
-    start = time.monotonic()
     try:
-        scorer = Scorer(kernels, dtype=getattr(torch, options.dtype))
+        return _score(options, kernels, tokens)
+    except _OptionError:
+        raise
     except SpecError as error:
         here = [problem.model_copy(update={"path": "kernels"}) for problem in error.problems]
         raise SpecError(here) from None
-    try:
-        scores = scorer.nll_by_position(torch.from_numpy(tokens)).numpy()
-    except SpecError:
-        raise
     except ValueError as error:
         raise SpecError([_sequences_problem(f"{options.sequences}: {error}")]) from None
-    result = _result(kernels, scores, seconds=time.monotonic() - start)
-    return result | {"nll": scores.sum(axis=1).tolist()}
 
 
-def load_tokens(path: str | Path) -> NDArray[np.int64]:
+def _score(options: Options, kernels: Kernels, tokens: NDArray[np.integer[Any]]) -> dict[str, Any]:
+    start = time.monotonic()
+    if not _in_context(options, kernels):
+        if options.explain:
+            _explain(kernels, options)
+        scores = -Filter(kernels, dtype=np.dtype(options.dtype)).log_likelihood(tokens)
+        return _scored(kernels, scores, "forward filter", time.monotonic() - start) | {"nll": _sums(scores)}
+    from nanollama.data import context  # noqa: PLC0415 - as above
+
+    if context.closed_form_applies(kernels.spec):
+        scores = -context.ClosedForm(kernels).log_likelihood(tokens)
+        return _scored(kernels, scores, "closed form", time.monotonic() - start) | {"nll": _sums(scores)}
+    found = context.two_sided(kernels, tokens, None, particles=options.particles or context.PARTICLES)
+    count, length = tokens.shape
+    upper = -found.lower / (length - 1)
+    stderr = None if count < 2 else float(upper.std(ddof=1)) / math.sqrt(count)
+    return {
+        "nats_per_token": float(upper.mean()),
+        "stderr": stderr,
+        "lower": None,
+        "upper": float(upper.mean()),
+        "upper_stderr": stderr,
+        "gap": None,
+        "num_sequences": count,
+        "seq_len": length,
+        "by_position": None,
+        "method": f"sequential Monte Carlo, {found.particles:,} particles: an upper bound",
+        "seconds": found.seconds,
+        "kernels_hash": kernels.content_hash(),
+        "nll": (-found.lower).tolist(),
+    }
+
+
+def _in_context(options: Options, kernels: Kernels) -> bool:
+    """Whether the tokens depend on kernels that are drawn for each sequence.
+
+    Raises:
+        SpecError: an option that means nothing for such a graph, or for others.
+    """
+    spec = kernels.spec
+    found = any(node.mode == "context" for node in (*relevant_latents(spec), spec.observed))
+    if not found and options.particles is not None:
+        message = "no node that the tokens depend on is in context mode, and without it nothing is estimated"
+        raise _OptionError([Problem(path="particles", message=message, remedy="remove it")])
+    if found and options.dtype != "float64":
+        message = "in context mode everything is computed in float64"
+        raise _OptionError([Problem(path="dtype", message=message, remedy="remove it")])
+    return found
+
+
+class _OptionError(SpecError):
+    """An option that means nothing for the graph: its place is its own, not that of the graph."""
+
+
+def _explain(kernels: Kernels, options: Options) -> None:
+    print(Filter(kernels, dtype=np.dtype(options.dtype)).explain())
+
+
+def _sums(scores: Array) -> list[float]:
+    sums: list[float] = scores.sum(axis=1).tolist()
+    return sums
+
+
+def load_tokens(path: str | Path) -> NDArray[np.integer[Any]]:
     """The `tokens` of an .npz file, integers [N, T] with N >= 1 and T >= 2.
 
     Raises:
@@ -152,7 +252,7 @@ def load_tokens(path: str | Path) -> NDArray[np.int64]:
     remedy = "write `tokens`, integers of shape [sequences, positions], each sequence from the start token 0"
     try:
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            tokens = file["tokens"] if "tokens" in file.files else None
+            tokens: NDArray[np.integer[Any]] | None = file["tokens"] if "tokens" in file.files else None
     except FileNotFoundError:
         raise SpecError([_sequences_problem(f"there is no file {path}", "check the path")]) from None
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
@@ -164,19 +264,14 @@ def load_tokens(path: str | Path) -> NDArray[np.int64]:
     if not len(tokens) or tokens.shape[1] < 2:
         message = f"{path}: tokens of shape {list(tokens.shape)} leave nothing to predict"
         raise SpecError([_sequences_problem(message, "give at least one sequence of at least two tokens")])
-    beyond = np.argwhere(tokens > np.iinfo(np.int64).max)
-    if len(beyond):
-        row, t = (int(i) for i in beyond[0])
-        raise SpecError([_sequences_problem(f"{path}: sequence {row} holds {tokens[row, t]} at position {t}", remedy)])
-    checked: NDArray[np.int64] = tokens.astype(np.int64)
-    return checked
+    return tokens
 
 
 def _sequences_problem(message: str, remedy: str | None = None) -> Problem:
     return Problem(path="sequences", message=message, remedy=remedy)
 
 
-def _result(kernels: Kernels, scores: Array, *, seconds: float) -> dict[str, Any]:
+def _scored(kernels: Kernels, scores: Array, method: str, seconds: float) -> dict[str, Any]:
     """What is printed and written, from -log p(x_t | x_<t) in nats of shape [N, T - 1]."""
     count, predicted = scores.shape
     means = scores.mean(axis=1)
@@ -187,33 +282,44 @@ def _result(kernels: Kernels, scores: Array, *, seconds: float) -> dict[str, Any
         "num_sequences": count,
         "seq_len": predicted + 1,
         "by_position": {"mean": scores.mean(axis=0).tolist(), "stderr": errors},
-        "method": "forward filter",
+        "method": method,
         "seconds": seconds,
         "kernels_hash": kernels.content_hash(),
     }
 
 
 def _print(result: dict[str, Any], *, bits: bool) -> None:
-    """The mean on a line of its own, then a table with some positions."""
+    """The mean on a line of its own, then the bounds or a table with some positions."""
     units = {"nats": 1.0, "bits": math.log(2)} if bits else {"nats": 1.0}
-    over = f"over {result['num_sequences']:,} sequences"
+    console = Console(highlight=False, soft_wrap=True)
+    for unit, size in units.items():
+        mean, error = _number(result["nats_per_token"], size), _number(result["stderr"], size)
+        console.print(f"{mean} ± {error} {unit}/token over {result['num_sequences']:,} sequences")
+        for side in ("lower", "upper"):
+            if result.get(side) is not None:
+                mean, error = _number(result[side], size), _number(result[f"{side}_stderr"], size)
+                console.print(f"{side} bound {mean} ± {error} {unit}/token")
+    if result.get("gap") is not None:
+        console.print(f"gap {result['gap']:.3f} ± {result['gap_stderr']:.3f} nats a sequence")
+    if result["by_position"] is not None:
+        console.print(_position_table(result["by_position"], units, fresh="seed" in result))
+    console.print(f"{result['method']}, {result['seconds']:.2f} s", style="dim")
+
+
+def _position_table(by_position: dict[str, Any], units: dict[str, float], *, fresh: bool) -> Table:
+    """Some positions; the last of fresh sequences is named as the estimate that it is."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("position")
     for unit in units:
         table.add_column(f"{unit}/token", justify="right")
         table.add_column("error", justify="right")
     table.add_column("")
-    means, errors = result["by_position"]["mean"], result["by_position"]["stderr"]
-    fresh, last = "seed" in result, len(means)
+    means, errors = by_position["mean"], by_position["stderr"]
+    last = len(means)
     for t in shown_positions(last):
         cells = [_number(value, size) for size in units.values() for value in (means[t - 1], errors[t - 1])]
         table.add_row(str(t), *cells, "estimate of the entropy rate" if fresh and t == last else "")
-    console = Console(highlight=False, soft_wrap=True)
-    for unit, size in units.items():
-        mean, error = _number(result["nats_per_token"], size), _number(result["stderr"], size)
-        console.print(f"{mean} ± {error} {unit}/token {over}")
-    console.print(table)
-    console.print(f"{result['method']}, {result['seconds']:.2f} s", style="dim")
+    return table
 
 
 def _number(value: float | None, unit: float) -> str:

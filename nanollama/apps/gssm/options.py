@@ -105,7 +105,7 @@ def read_source(arguments: Sequence[str]) -> Source:
         made = load_config(DatasetSpec, arguments)
         return Source(spec=made.gssm, seed=made.seed, seq_len=made.seq_len, path=None, place="")
     entropy_only = root.keys().isdisjoint(("model", "optim")) and "data" in root
-    data = load_config(EntropySpec if entropy_only else ExperimentSpec, arguments).data
+    data = (load_config(EntropySpec, arguments) if entropy_only else load_config(ExperimentSpec, arguments)).data
     if not isinstance(data, FileData):
         return Source(spec=data.gssm, seed=data.seed, seq_len=data.seq_len, path=None, place="data")
     from nanollama.data.hdf5 import DatasetReader  # noqa: PLC0415 - as above
