@@ -17,7 +17,7 @@ from nanollama.data.gssm import Array, Kernels, relevant_latents
 from nanollama.data.jit import default_threads, share_out
 from nanollama.data.plan import Plan
 from nanollama.data.program import build_emission, build_program
-from nanollama.data.steps import WIDTH, Floats, Program, Work, backward, forward
+from nanollama.data.steps import WIDTH, Floats, Program, Work, backward, forward, padded
 from nanollama.spec.base import Problem, SpecError
 
 MEMORY_BUDGET = 2**30
@@ -270,11 +270,17 @@ class Filter:
                 )
 
     def _work(self, lanes: int) -> Work:
-        states, count = self.plan.states, self.plan.observation.num_parents
-        scratch = max((step.states * min(WIDTH, states // step.states * lanes) for step in self.plan.steps), default=0)
+        count = self.plan.observation.num_parents
+        scratch = self._scratch(lanes)
         seen = count * lanes if self.plan.observation.parents is not None else 0
         seen += count if self.plan.observation.factored else 0
         return Work(*(np.empty(size, dtype=self.dtype) for size in (scratch, scratch, count * lanes, seen)))
+
+    def _scratch(self, lanes: int) -> int:
+        """Numbers of the largest block of columns that a step multiplies."""
+        states = self.plan.states
+        blocks = (step.states * min(WIDTH, padded(states // step.states * lanes)) for step in self.plan.steps)
+        return max(blocks, default=0)
 
     def _split(self, lanes: int) -> tuple[int, int]:
         """How many steps run over the whole distribution, and how many tiles the others work on one by one."""
@@ -288,7 +294,7 @@ class Filter:
     def _bytes_of_a_sequence(self) -> int:
         """Working memory of one sequence: its joint distribution, its weights and the scratch of a step."""
         states, observation = self.plan.states, self.plan.observation
-        scratch = max((step.states * min(WIDTH, states // step.states) for step in self.plan.steps), default=0)
+        scratch = self._scratch(1)
         weights = observation.num_parents * (1 + (observation.parents is not None) + observation.factored)
         return self.dtype.itemsize * (states + weights + 2 * scratch)
 

@@ -40,10 +40,10 @@ METHODS = ("auto", "dense", "sparse", "factored", "factored sparse", "fused")
 Ints32 = NDArray[np.int32]
 
 # the cost model, in nanoseconds of one core (AMD Zen 4, 2.6 GHz); only ratios matter
-_DENSE_NS = 0.055  # a multiplication of a wide block
-_NARROW_NS = 1.2  # is added to it, divided by the width of the block
-_SPARSE_NS = 0.45
-_PASS_NS = 1.0  # moving a number to the block and back
+_DENSE_NS = 0.04  # a multiplication
+_SPARSE_NS = 0.17
+_VECTOR = 8  # columns that a multiplication takes at a time, needed or not
+_PASS_NS = 0.45  # moving a number to the block and back
 _RANK_ONE_NS = 0.6
 _TABLE_NS = 0.8  # reading an entry of a table that depends on the parents, shared by the lanes
 
@@ -307,12 +307,13 @@ class Plan:
         inner = after * self.lanes
         width = min(_MAX_LANES, inner if blocks > 1 and num_parents > 1 else before * inner)
         multiplications, nanoseconds = total * each, total * _PASS_NS
+        idle = max(1, _VECTOR / width)
         if method.endswith("sparse"):
-            nanoseconds += total * (each * _SPARSE_NS * (1 if width >= 8 else 3) + _RANK_ONE_NS)
+            nanoseconds += total * (each * _SPARSE_NS + _RANK_ONE_NS) * idle
             multiplications += 2 * total
             size = entries * (self.item + 4) + blocks * states * (8 + self.item)
         else:
-            nanoseconds += total * each * (_DENSE_NS + _NARROW_NS / width)
+            nanoseconds += total * each * _DENSE_NS * idle
             size = self.item * entries
         if blocks > 1:
             nanoseconds += entries / feedback * _TABLE_NS / self.lanes
@@ -392,11 +393,11 @@ class Plan:
             for row, a, b in zip(table, lead, trail, strict=True):
                 np.multiply(np.multiply.outer(a, b).reshape(-1), inverse, out=row, casting="same_kind")
             return table
-        table = joint_table(self.kernels, node.name, max_entries=2**62)
-        names = [name for name, size in zip(node.parents, table.shape, strict=False) if size > 1]
-        table = table.reshape([size for size in table.shape[:-1] if size > 1] + [node.state_dim])
+        joint = joint_table(self.kernels, node.name, max_entries=2**62)
+        names = [name for name, size in zip(node.parents, joint.shape, strict=False) if size > 1]
+        joint = joint.reshape([size for size in joint.shape[:-1] if size > 1] + [node.state_dim])
         order = sorted(range(len(names)), key=lambda i: self._axis[names[i]])
-        return np.ascontiguousarray(table.transpose(len(names), *order).reshape(node.state_dim, -1))
+        return np.ascontiguousarray(joint.transpose(len(names), *order).reshape(node.state_dim, -1))
 
     def emission_factors(self) -> tuple[Array, Array, Array]:
         """Factors of a product kernel: lead [V, A], trail [V, C] and inverse [A * C] of its sum over the symbols."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.data.jit import jit
+from nanollama.data.vectors import LANES, ROWS, add_sparse_row, set_dense_row, set_dense_rows
 
 _FAST = {"contract", "reassoc", "nsz"}  # sums in any order and fused; infinities and NaN keep their meaning
 WIDTH = 64
@@ -67,8 +68,8 @@ class Emission(NamedTuple):
 class Work(NamedTuple):
     """Scratch of one thread.
 
-    x and y: [states, WIDTH or all columns] of the largest step; `weights`: [P, L]; `seen`: [P, L] where not all latents
-    are parents of the observed node, and P more where its probabilities are computed from factors.
+    x and y: [states, WIDTH or all padded columns] of the largest step; `weights`: [P, L]; `seen`: [P, L] where not
+    all latents are parents of the observed node, and P more where its probabilities are computed from factors.
     """
 
     x: Floats
@@ -77,13 +78,19 @@ class Work(NamedTuple):
     seen: Floats
 
 
+@jit()
+def padded(width: int) -> int:
+    """Columns that are computed for `width` columns; what the others hold is never read."""
+    return (width + LANES - 1) // LANES * LANES
+
+
 @jit(fastmath=_FAST)
 def _load(
     program: Program, op: int, joint: Floats, lanes: int, first: int, width: int, previous: int, x: Floats
 ) -> None:
-    """Copy columns first .. first + width - 1 of [before, states, inner] to x [states, width], times `pre`."""
+    """Copy columns first .. first + width - 1 of [before, states, inner] to x [states, stride], times `pre`."""
     ops = program.ops[op]
-    states, inner = ops[STATES], ops[AFTER] * lanes
+    states, inner, stride = ops[STATES], ops[AFTER] * lanes, padded(width)
     column = 0
     while column < width:
         outer = (first + column) // inner
@@ -95,16 +102,16 @@ def _load(
             scale = ops[PRE] + (parents * ops[SCALE_P] + previous * ops[SCALE_X]) * states
             for k in range(states):
                 factor = program.scales[scale + k]
-                into = x[k * width + column : k * width + column + run]
+                into = x[k * stride + column : k * stride + column + run]
                 old = joint[source + k * inner : source + k * inner + run]
                 for i in range(run):
                     into[i] = factor * old[i]
         elif run == 1:
             for k in range(states):
-                x[k * width + column] = joint[source + k * inner]
+                x[k * stride + column] = joint[source + k * inner]
         else:
             for k in range(states):
-                into = x[k * width + column : k * width + column + run]
+                into = x[k * stride + column : k * stride + column + run]
                 old = joint[source + k * inner : source + k * inner + run]
                 for i in range(run):
                     into[i] = old[i]
@@ -115,9 +122,9 @@ def _load(
 def _store(
     program: Program, op: int, joint: Floats, lanes: int, first: int, width: int, previous: int, y: Floats
 ) -> None:
-    """Copy y [states, width], times `post`, back to the columns."""
+    """Copy y [states, stride], times `post`, back to the columns."""
     ops = program.ops[op]
-    states, inner = ops[STATES], ops[AFTER] * lanes
+    states, inner, stride = ops[STATES], ops[AFTER] * lanes, padded(width)
     column = 0
     while column < width:
         outer = (first + column) // inner
@@ -129,16 +136,16 @@ def _store(
             scale = ops[POST] + (parents * ops[SCALE_P] + previous * ops[SCALE_X]) * states
             for j in range(states):
                 factor = program.scales[scale + j]
-                new = y[j * width + column : j * width + column + run]
+                new = y[j * stride + column : j * stride + column + run]
                 into = joint[target + j * inner : target + j * inner + run]
                 for i in range(run):
                     into[i] = factor * new[i]
         elif run == 1:
             for j in range(states):
-                joint[target + j * inner] = y[j * width + column]
+                joint[target + j * inner] = y[j * stride + column]
         else:
             for j in range(states):
-                new = y[j * width + column : j * width + column + run]
+                new = y[j * stride + column : j * stride + column + run]
                 into = joint[target + j * inner : target + j * inner + run]
                 for i in range(run):
                     into[i] = new[i]
@@ -146,84 +153,40 @@ def _store(
 
 
 @jit(fastmath=_FAST)
-def _multiply_dense(matrix: Floats, offset: int, states: int, x: Floats, y: Floats, width: int) -> None:
-    """Set y = matrix @ x, both [states, width]; four by four, so that a number that is loaded is used four times."""
-    y[: states * width] = 0
-    quads = states // 4 * 4
-    for k in range(0, quads, 4):
-        x0, x1 = x[k * width : (k + 1) * width], x[(k + 1) * width : (k + 2) * width]
-        x2, x3 = x[(k + 2) * width : (k + 3) * width], x[(k + 3) * width : (k + 4) * width]
-        for j in range(0, quads, 4):
-            m = offset + j * states + k
-            a0, a1, a2, a3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
-            m += states
-            b0, b1, b2, b3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
-            m += states
-            c0, c1, c2, c3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
-            m += states
-            d0, d1, d2, d3 = matrix[m], matrix[m + 1], matrix[m + 2], matrix[m + 3]
-            y0, y1 = y[j * width : (j + 1) * width], y[(j + 1) * width : (j + 2) * width]
-            y2, y3 = y[(j + 2) * width : (j + 3) * width], y[(j + 3) * width : (j + 4) * width]
-            for i in range(width):
-                u0, u1, u2, u3 = x0[i], x1[i], x2[i], x3[i]
-                y0[i] += a0 * u0 + a1 * u1 + a2 * u2 + a3 * u3
-                y1[i] += b0 * u0 + b1 * u1 + b2 * u2 + b3 * u3
-                y2[i] += c0 * u0 + c1 * u1 + c2 * u2 + c3 * u3
-                y3[i] += d0 * u0 + d1 * u1 + d2 * u2 + d3 * u3
-    for j in range(states):
-        into = y[j * width : (j + 1) * width]
-        for k in range(quads if j < quads else 0, states):
-            factor = matrix[offset + j * states + k]
-            old = x[k * width : (k + 1) * width]
-            for i in range(width):
-                into[i] += factor * old[i]
+def _multiply_dense(matrix: Floats, offset: int, states: int, x: Floats, y: Floats, stride: int) -> None:
+    """Set y = matrix @ x, both [states, stride]."""
+    quads = states // ROWS * ROWS
+    for row in range(0, quads, ROWS):
+        for column in range(0, stride, LANES):
+            set_dense_rows(matrix, offset, states, x, stride, y, column, row)
+    for row in range(quads, states):
+        for column in range(0, stride, LANES):
+            set_dense_row(matrix, offset, states, x, stride, y, column, row)
 
 
 @jit(fastmath=_FAST)
-def _multiply_sparse(program: Program, row: int, states: int, x: Floats, y: Floats, width: int) -> None:
-    """Add matrix @ x to y, both [states, width]; the matrix has the rows from `row` on."""
-    starts, indices, values = program.starts, program.indices, program.values
-    for block in range(0, width // 8 * 8, 8):  # a constant length becomes straight vector code
-        for j in range(states):
-            into = y[j * width + block : j * width + block + 8]
-            n, end = starts[row + j], starts[row + j + 1]
-            while n + 4 <= end:
-                f0, f1, f2, f3 = values[n], values[n + 1], values[n + 2], values[n + 3]
-                x0 = x[indices[n] * width + block : indices[n] * width + block + 8]
-                x1 = x[indices[n + 1] * width + block : indices[n + 1] * width + block + 8]
-                x2 = x[indices[n + 2] * width + block : indices[n + 2] * width + block + 8]
-                x3 = x[indices[n + 3] * width + block : indices[n + 3] * width + block + 8]
-                for i in range(8):
-                    into[i] += f0 * x0[i] + f1 * x1[i] + f2 * x2[i] + f3 * x3[i]
-                n += 4
-            while n < end:
-                factor = values[n]
-                old = x[indices[n] * width + block : indices[n] * width + block + 8]
-                for i in range(8):
-                    into[i] += factor * old[i]
-                n += 1
-    for block in range(width // 8 * 8, width):
-        for j in range(states):
-            total = y[j * width + block]
-            for n in range(starts[row + j], starts[row + j + 1]):
-                total += values[n] * x[indices[n] * width + block]
-            y[j * width + block] = total
+def _multiply_sparse(program: Program, first: int, states: int, x: Floats, y: Floats, stride: int) -> None:
+    """Add matrix @ x to y, both [states, stride]; the matrix has the rows from `first` on."""
+    for column in range(0, stride, LANES):
+        for row in range(states):
+            start, stop = program.starts[first + row], program.starts[first + row + 1]
+            add_sparse_row(program.values, program.indices, start, stop, x, stride, y, column, row)
 
 
 @jit(fastmath=_FAST)
-def _rank_one(program: Program, gives: int, takes: int, states: int, x: Floats, y: Floats, width: int) -> None:
-    """Set y [states, width] to takes[j] * sum over k of gives[k] * x[k]; -1 stands for ones."""
-    total = y[:width]
+def _rank_one(program: Program, gives: int, takes: int, states: int, x: Floats, y: Floats, stride: int) -> None:
+    """Set y [states, stride] to takes[j] * sum over k of gives[k] * x[k]; -1 stands for ones."""
+    total = y[:stride]
     total[:] = 0
     for k in range(states):
         factor = program.scales[gives + k] if gives >= 0 else program.scales.dtype.type(1)
-        old = x[k * width : (k + 1) * width]
-        for i in range(width):
+        old = x[k * stride : (k + 1) * stride]
+        for i in range(stride):
             total[i] += factor * old[i]
     for j in range(states - 1, -1, -1):  # the first row, which holds the sum, comes last
         factor = program.scales[takes + j] if takes >= 0 else program.scales.dtype.type(1)
-        into = y[j * width : (j + 1) * width]
-        for i in range(width):
+        into = y[j * stride : (j + 1) * stride]
+        for i in range(stride):
             into[i] = factor * total[i]
 
 
@@ -240,14 +203,15 @@ def _apply(
         row = (parents * ops[MATRIX_P] + previous * ops[MATRIX_X]) * states
         for first in range(base, base + span, WIDTH):
             width = min(WIDTH, base + span - first)
+            stride = padded(width)
             _load(program, op, joint, lanes, first, width, previous, x)
             if ops[SPARSE]:
                 gives = ops[GIVES] + row if ops[GIVES] >= 0 else -1
                 takes = ops[TAKES] + row if ops[TAKES] >= 0 else -1
-                _rank_one(program, gives, takes, states, x, y, width)
-                _multiply_sparse(program, ops[MATRIX] + row, states, x, y, width)
+                _rank_one(program, gives, takes, states, x, y, stride)
+                _multiply_sparse(program, ops[MATRIX] + row, states, x, y, stride)
             else:
-                _multiply_dense(program.dense, ops[MATRIX] + row * states, states, x, y, width)
+                _multiply_dense(program.dense, ops[MATRIX] + row * states, states, x, y, stride)
             _store(program, op, joint, lanes, first, width, previous, y)
 
 

