@@ -50,7 +50,7 @@ from nanollama.optim import build_optimizer, clip_gradient, learning_rate, set_l
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import dump_yaml, load_config
+from nanollama.spec.load import dump_yaml, read_config
 from nanollama.spec.rundir import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Stopped
 
 log = logging.getLogger("nanollama.apps.gssm.train")  # by name: run as a program, the module is called __main__
@@ -316,7 +316,10 @@ def main(arguments: Sequence[str]) -> int:
         claim_attempt(attempt_dir)
     with StopSignals() as signals:
         try:
-            spec = load_config(ExperimentSpec, [a for a in arguments if not a.startswith(ATTEMPT_DIR)])
+            loaded = read_config(ExperimentSpec, [a for a in arguments if not a.startswith(ATTEMPT_DIR)])
+            for note in loaded.notes if first else ():
+                print(f"note: {note}", file=sys.stderr)
+            spec = loaded.spec
             with open_cluster(spec.cluster) as cluster:
                 return run(spec, attempt_dir, cluster, signals.received)
         except SpecError as error:
