@@ -72,7 +72,9 @@ class ExperimentSpec(Spec):
         present = self.data.n_data if isinstance(self.data, FileData) else None
         if present is not None and batch > present:
             message = f"batch_size {batch:,} is more than the {present:,} sequences that are used"
-            return [Problem(path="data.batch_size", message=message, remedy=f"use at most {present}, or a larger n_data")]
+            return [
+                Problem(path="data.batch_size", message=message, remedy=f"use at most {present}, or a larger n_data")
+            ]
         nodes = self.launcher.slurm.nodes if self.launcher.kind == "slurm" else 1
         parts = ranks * nodes * acc
         if batch % parts == 0:
