@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanollama.data import context, polya
-from nanollama.data.collapsed import plan
+from nanollama.data.collapsed import COUNTS, KIND, PRODUCT, plan
 from nanollama.data.context import ClosedForm, closed_form_applies, entropy, true_draws, two_sided
 from nanollama.data.filter import ImpossibleSequence
 from nanollama.data.gssm import Kernels, draw_kernels, draw_tables, floored
-from nanollama.data.particles import bytes_needed
+from nanollama.data.moves import draw_weights, move_weights
+from nanollama.data.particles import _resample, bytes_needed
 from nanollama.data.sampler import Sampler
 from nanollama.data.variates import floor_row, log_dirichlet, log_gamma_variate, stream, unfloored, uniform
 from nanollama.spec.base import SpecError
@@ -167,6 +168,83 @@ def test_the_upper_side_is_unbiased_for_the_inverse(name):
     found = two_sided(kernels, tokens, truths, particles=3, seed=4)
     p = np.array([expected[tuple(int(v) for v in row)] for row in tokens])
     assert_mean_is_one(p / np.exp(found.upper), slack=0.02 if name in PRODUCTS else 1e-6)
+
+
+def test_resampling_around_a_retained_particle_keeps_the_upper_side_unbiased():
+    nodes = ("Z", 2, (), "context", "product"), ("X", 2, ("Z",), "context", "product")
+    kernels = draw_kernels(graph(*nodes, alpha=0.1), 1)
+    length, indices = 7, range(8000)
+    sampler = Sampler(kernels, 3, "test")
+    tokens, truths = sampler.sample(indices, length), true_draws(sampler, indices, length)
+    found = two_sided(kernels, tokens, truths, particles=6, seed=4)
+    exact = {row: urn_probability(kernels, row) for row in {tuple(int(v) for v in x) for x in tokens}}
+    p = np.array([exact[tuple(int(v) for v in row)] for row in tokens])
+    assert_mean_is_one(p / np.exp(found.upper), slack=1e-6)
+    assert_mean_is_one(np.exp(found.lower) / p, slack=1e-6)
+
+
+def test_resampling_around_a_retained_particle_has_the_law_of_free_resampling():
+    # copies of each particle, on average over which one is retained, as often as its weight has it
+    mass, parent = np.array([0.1, 2.3, 0.0, 0.6, 1.5, 0.5]), np.empty(6, dtype=np.int64)
+    state, rng, repeats = stream(6), np.random.default_rng(0), 20_000
+    share = mass / mass.sum()
+    copies = {kept: np.zeros(6) for kept in (True, False)}
+    for kept in rng.choice(6, size=repeats, p=share):
+        place = _resample(state, mass, mass.sum(), int(kept), parent)
+        assert parent[place] == kept
+        copies[True] += np.bincount(parent, minlength=6)
+        assert _resample(state, mass, mass.sum(), -1, parent) == -1
+        copies[False] += np.bincount(parent, minlength=6)
+    for found in copies.values():
+        np.testing.assert_allclose(found / repeats, 6 * share, atol=5 * 0.5 / math.sqrt(repeats))
+
+
+def test_moved_rows_keep_both_sides_unbiased_over_many_steps():
+    nodes = [("A", 1, (), "default", "product"), ("B", 1, (), "default", "product")]
+    kernels = draw_kernels(graph(*nodes, ("X", 2, ("A", "B"), "context", "product")), 1)
+    length, indices = 14, range(4000)
+    rows = [floored(np.random.default_rng(i).dirichlet([0.5, 0.5], size=400_000)) for i in range(2)]
+    odds = rows[0] * rows[1]
+    odds /= odds.sum(axis=1, keepdims=True)
+    exact = np.array([np.mean(odds[:, 1] ** n * odds[:, 0] ** (length - 1 - n)) for n in range(length)])
+    sampler = Sampler(kernels, 3, "test")
+    tokens, truths = sampler.sample(indices, length), true_draws(sampler, indices, length)
+    found = two_sided(kernels, tokens, truths, particles=4, seed=4)
+    p = exact[tokens.sum(axis=1)]
+    assert_mean_is_one(p / np.exp(found.upper), slack=0.01)
+    assert_mean_is_one(np.exp(found.lower) / p, slack=0.01)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_moves_leave_rows_and_what_they_produced_invariant(direction):
+    # rows from the prior and symbols drawn from them: after the moves both must have the same joint law
+    model = plan(draw_kernels(PRODUCTS["product observed"], 1))
+    size, draws, inputs = 3, 20, 4
+    state, rng = stream(5), np.random.default_rng(0)
+    logs, weights, room = np.empty(model.num_weights), np.empty(model.num_weights), np.empty((6, size))
+    (counts_at,) = model.nodes[model.nodes[:, KIND] == PRODUCT, COUNTS]
+    differences = []
+    for _ in range(3000):
+        draw_weights(model.arrays, state, logs, weights)
+        laws = _laws(weights, size)
+        counts = np.zeros(model.num_counts, dtype=np.uint16)
+        produced = np.stack([rng.multinomial(draws, law) for law in laws])
+        counts[counts_at : counts_at + inputs * size] = produced.reshape(-1)
+        for _ in range(3):
+            move_weights(model.arrays, state, counts, logs, weights, room, np.int64(direction))
+        moved = _laws(weights, size)
+        share = produced / draws
+        differences.append([(moved * share - laws * share).sum(), (moved**2 - laws**2).sum(), (moved - laws)[0, 0]])
+    differences = np.array(differences)
+    errors = differences.std(axis=0, ddof=1) / math.sqrt(len(differences))
+    assert (np.abs(differences.mean(axis=0)) < 4.5 * errors).all(), (differences.mean(axis=0), errors)
+    assert (errors < 0.02).all()
+
+
+def _laws(weights: np.ndarray, size: int) -> np.ndarray:
+    first, second = weights.reshape(2, 2, size)
+    products = (first[:, None] * second[None]).reshape(4, size)
+    return products / products.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("name", ["both", "feedback", "fullrank chain"])
