@@ -13,7 +13,7 @@ from nanollama.spec.gssm import GSSMSpec
 from tests.model.golden import FOLDER, first_losses
 from tests.model.learners import LEARNERS, next_token_loss, spec_of
 
-STEPS, BATCH, LENGTH = 200, 64, 65
+STEPS, BATCH, LENGTH = 300, 64, 65
 
 
 @pytest.mark.parametrize("name", LEARNERS)
