@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import platform
 import sys
 from collections.abc import Callable
@@ -12,33 +14,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.exact_filter import bench_filter
-from tests.bench.machine import bench_machine, describe_machine
-from tests.bench.sampling import bench_hdf5, bench_sampling
-from tests.bench.service import bench_ingest, bench_metrics
+from tests import bench
+from tests.bench.machine import describe_machine
 from tests.bench.timing import Row
-from tests.bench.training import bench_training
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
-    "machine": bench_machine,
-    "sampling": bench_sampling,
-    "hdf5": bench_hdf5,
-    "filter": bench_filter,
-    "training": bench_training,
-    "ingest": bench_ingest,
-    "metrics": bench_metrics,
-}
+FIRST = "machine"
 COLUMNS = ("work", "ours", "beside", "ratio", "goal")
 
 
 def main(arguments: list[str]) -> int:
     """Run the named benchmarks, or all; with --markdown as a table for a document."""
     names = [argument for argument in arguments if argument != "--markdown"]
-    unknown = sorted(set(names) - set(BENCHMARKS))
+    known = benchmarks()
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        print(f"error: no benchmark {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(f"error: no benchmark {', '.join(unknown)}; known: {', '.join(known)}", file=sys.stderr)
         return 2
-    rows = [row for name in names or BENCHMARKS for row in BENCHMARKS[name]()]
+    rows = [row for name in names or known for row in known[name]()]
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, numba {numba.__version__}"
     versions += f", torch {torch.__version__}"
     if "--markdown" in arguments:
@@ -48,6 +40,18 @@ def main(arguments: list[str]) -> int:
         console.print(f"{describe_machine()}\n{versions}", highlight=False)
         console.print(as_table(rows))
     return 0
+
+
+def benchmarks() -> dict[str, Callable[[], list[Row]]]:
+    """Every function bench_<name> of the modules here, by its name; the machine's limits come first."""
+    found = {}
+    for module in pkgutil.iter_modules(bench.__path__):
+        if module.name == "__main__":
+            continue
+        for name, function in vars(importlib.import_module(f"{bench.__name__}.{module.name}")).items():
+            if name.startswith("bench_"):
+                found[name.removeprefix("bench_")] = function
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != FIRST, name))}
 
 
 def markdown(rows: list[Row]) -> str:
