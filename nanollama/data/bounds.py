@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanollama.data.filter import MAX_OPERATIONS, MEMORY_BUDGET, Filter, FloatType
-from nanollama.data.gssm import Array, Kernels
+from nanollama.data.gssm import Array, Kernels, context_problem
+from nanollama.data.polya import ClosedForm, closed_form_applies, context_nodes
 from nanollama.data.sampler import Sampler
+from nanollama.spec.base import SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +122,14 @@ def entropy(
     """
     assert seq_len >= 2, seq_len
     began = time.monotonic()
-    model = Filter(kernels, dtype=dtype, memory_budget=memory_budget, max_operations=max_operations, threads=threads)
+    closed = closed_form_applies(kernels.spec)
+    model: ClosedForm | Filter
+    if closed:
+        model = ClosedForm(kernels)
+    else:
+        model = Filter(
+            kernels, dtype=dtype, memory_budget=memory_budget, max_operations=max_operations, threads=threads
+        )
     sampler = Sampler(kernels, seed, split)
     means, total, squares = [], np.zeros(seq_len - 1), np.zeros(seq_len - 1)
     shift = np.zeros(seq_len - 1)  # the first batch's means: squares of what is left do not cancel
@@ -135,13 +144,15 @@ def entropy(
     estimate = Estimate.of(np.concatenate(means) if means else np.empty(0))
     variance = np.maximum(squares - total**2 / num_sequences, 0) / (num_sequences - 1)
     by_position = ByPosition(mean=shift + total / num_sequences, stderr=np.sqrt(variance / num_sequences))
-    return Entropy(estimate, by_position, method="forward filter", seconds=time.monotonic() - began)
+    method = "closed form" if closed else "forward filter"
+    return Entropy(estimate, by_position, method=method, seconds=time.monotonic() - began)
 
 
 class Scorer:
     """Scores tokens with the true model, exactly. Tensors in and out; results lie on the scorer's device.
 
-    On the CPU it is the compiled Filter, on an accelerator the same plan in PyTorch.
+    On the CPU it is the compiled Filter, on an accelerator the same plan in PyTorch. Where kernels are redrawn for
+    every sequence and a formula gives the likelihood, it is that formula, on the CPU.
     """
 
     def __init__(
@@ -172,9 +183,12 @@ class Scorer:
         self._torch = torch
         self._device = torch.device(device)
         wanted = torch.float64 if dtype is None else dtype
-        self._filter: Filter | None = None
+        self._kernels = kernels
+        self._filter: ClosedForm | Filter | None = None
         self._device_filter: TorchFilter | None = None
-        if self._device.type == "cpu":
+        if closed_form_applies(kernels.spec):
+            self._filter = ClosedForm(kernels)
+        elif self._device.type == "cpu":
             if wanted not in (torch.float64, torch.float32):
                 raise ValueError(f"probabilities can be float64 or float32, not {wanted}")
             self._filter = Filter(
@@ -195,6 +209,8 @@ class Scorer:
 
     def explain(self) -> str:
         """How the scores are computed, and what that costs."""
+        if isinstance(self._filter, ClosedForm):
+            return "closed form: the symbols of a sequence are draws of a Polya urn"
         return (self._filter or self._on_device()).explain()
 
     def nll(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -215,7 +231,7 @@ class Scorer:
         """
         if self._filter is None:
             return -self._on_device().log_likelihood(tokens)
-        return self._torch.from_numpy(-self._filter.log_likelihood(_numpy(tokens)))
+        return self._torch.from_numpy(-self._filter.log_likelihood(_numpy(tokens))).to(self._device)
 
     def predictive(self, tokens: torch.Tensor) -> torch.Tensor:
         """The true p(x_t | x_<t) of tokens [B, T] for t = 1 .. T-1, shape [B, T - 1, V].
@@ -225,14 +241,17 @@ class Scorer:
         """
         if self._filter is None:
             return self._on_device().predictive(tokens)
-        return self._torch.from_numpy(self._filter.predictive(_numpy(tokens)))
+        return self._torch.from_numpy(self._filter.predictive(_numpy(tokens))).to(self._device)
 
     def posterior(self, tokens: torch.Tensor, *, smoothed: bool = False) -> dict[str, torch.Tensor]:
         """p(z_t | x_<=t) of each latent that tokens [B, T] depend on, or given all of x: float64 [B, T, its states].
 
         Raises:
             ValueError: tokens that the model cannot have produced.
+            SpecError: nodes in context mode.
         """
+        if isinstance(self._filter, ClosedForm):
+            raise SpecError([context_problem([node.name for node in context_nodes(self._kernels.spec)])])
         if self._filter is None:
             return self._on_device().posterior(tokens, smoothed=smoothed)
         found = self._filter.posterior(_numpy(tokens), smoothed=smoothed)

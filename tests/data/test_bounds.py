@@ -155,6 +155,20 @@ def test_kl_takes_no_gradient():
     assert not Scorer(kernels).kl(tokens, torch.zeros(3, 5, 5, requires_grad=True)).requires_grad
 
 
+def test_a_formula_scores_sequences_whose_kernels_are_their_own_where_there_is_one():
+    alone = NodeSpec(name="X", state_dim=3, alpha=0.5, mode="context", kernel_type="fullrank", observed=True)
+    kernels = draw_kernels(GSSMSpec(nodes=(alone,)), 0)
+    scorer, tokens = Scorer(kernels), torch.tensor([[0, 2, 2, 1]])
+    predicted = [[[1 / 3] * 3, [0.2, 0.2, 0.6], [0.5 / 3.5, 0.5 / 3.5, 2.5 / 3.5]]]
+    np.testing.assert_allclose(scorer.predictive(tokens), predicted, rtol=1e-8)
+    np.testing.assert_allclose(scorer.nll(tokens), [-np.log(0.6 * 0.5 / 3.5 / 3)], rtol=1e-8)
+    np.testing.assert_allclose(scorer.kl(tokens, torch.tensor(predicted).log()), 0, atol=1e-9)
+    assert scorer.explain().startswith("closed form")
+    assert entropy(kernels, 4, 10).method == "closed form"
+    with pytest.raises(SpecError, match=r"context mode \('X'\)"):
+        scorer.posterior(tokens)
+
+
 def test_a_figure_needs_no_torch():
     program = (
         "import sys; from nanollama.data.bounds import entropy; from nanollama.data.gssm import draw_kernels; "
