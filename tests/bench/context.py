@@ -20,7 +20,7 @@ from nanollama.data.sampler import Sampler
 from nanollama.spec.gssm import GSSMSpec
 from tests.bench.timing import Row
 
-STATES, SYMBOLS, LENGTH, SEQUENCES = 4, 8, 129, 32
+STATES, SYMBOLS, LENGTH, SEQUENCES = 4, 8, 129, 16
 ALPHAS = (0.05, 0.3, 1.0)
 PARTICLES = (300, 1_000, 3_000, 10_000)
 DRAWS = (300, 3_000, 10_000)

@@ -184,19 +184,26 @@ def test_resampling_around_a_retained_particle_keeps_the_upper_side_unbiased():
 
 
 def test_resampling_around_a_retained_particle_has_the_law_of_free_resampling():
-    # copies of each particle, on average over which one is retained, as often as its weight has it
+    # with one of the copies marked at random, the marked particle's number of copies has the size-biased law
     mass, parent = np.array([0.1, 2.3, 0.0, 0.6, 1.5, 0.5]), np.empty(6, dtype=np.int64)
-    state, rng, repeats = stream(6), np.random.default_rng(0), 20_000
+    state, rng, repeats = stream(6), np.random.default_rng(0), 50_000
     share = mass / mass.sum()
-    copies = {kept: np.zeros(6) for kept in (True, False)}
+    copies, squares, retained, own = (np.zeros(6) for _ in range(4))
     for kept in rng.choice(6, size=repeats, p=share):
+        assert _resample(state, mass, mass.sum(), -1, parent) == -1
+        free = np.bincount(parent, minlength=6)
+        copies += free
+        squares += free**2
         place = _resample(state, mass, mass.sum(), int(kept), parent)
         assert parent[place] == kept
-        copies[True] += np.bincount(parent, minlength=6)
-        assert _resample(state, mass, mass.sum(), -1, parent) == -1
-        copies[False] += np.bincount(parent, minlength=6)
-    for found in copies.values():
+        around = np.bincount(parent, minlength=6)
+        retained += around
+        own[kept] += around[kept]
+    for found in (copies, retained):
         np.testing.assert_allclose(found / repeats, 6 * share, atol=5 * 0.5 / math.sqrt(repeats))
+    some = share > 0
+    np.testing.assert_allclose(own[some] / (repeats * share[some]), squares[some] / copies[some], rtol=0.06)
+    np.testing.assert_allclose(own.sum() / repeats, squares.sum() / repeats / 6, atol=0.01)
 
 
 def test_moved_rows_keep_both_sides_unbiased_over_many_steps():
