@@ -1,8 +1,8 @@
 """The sequences of `Sampler`, to the last bit, by tensor operations: drawn on the device that trains on them.
 
 Everything that decides is integer arithmetic, 64-bit products from 32-bit halves; where rows are multiplied out,
-floating point is used in the same order as there. All operations but the sums over such rows are pointwise over
-sequences, and four steps are one function of a fixed shape, which `torch.compile` fuses.
+floating point is used in the same order as there. Each operation takes all sequences at once, so it pays for very many
+sequences only: a training batch is drawn faster by `Sampler` on the CPU.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ Pair = tuple[Tensor, Tensor]
 class DeviceSampler:
     """Draws the tokens that `Sampler` draws, on any device of torch."""
 
-    def __init__(
-        self, kernels: Kernels, seed: int, split: str, *, device: torch.device | str, compiled: bool | None = None
-    ) -> None:
+    def __init__(self, kernels: Kernels, seed: int, split: str, *, device: torch.device | str) -> None:
         """Put the tables on the device.
 
         Args:
@@ -42,7 +40,6 @@ class DeviceSampler:
             seed: of the sequences.
             split: of the sequences.
             device: where tables and tokens lie.
-            compiled: whether `torch.compile` fuses the draws, which takes half a minute once; on CUDA when absent.
         """
         self.device = torch.device(device)
         self._sampler = Sampler(kernels, seed, split)
@@ -61,8 +58,6 @@ class DeviceSampler:
         self._pairs = self._put(entries[:, 1])
         self._flat = self._put(program.flat)
         self._background = [self._has_background(draw) for draw in self._draws]
-        wanted = self.device.type == "cuda" if compiled is None else compiled
-        self._steps = torch.compile(self._block, dynamic=False) if wanted else self._block
 
     def sample(self, indices: ArrayLike, seq_len: int) -> Tensor:
         """Tokens of the sequences with the given indices: int64 [len(indices), seq_len] on the device.
@@ -87,7 +82,7 @@ class DeviceSampler:
         last = [torch.zeros_like(where) for _ in self._draws]
         for begin in range(1, tokens.shape[1], _BLOCK):
             block = torch.full((), (begin - 1) // _BLOCK, dtype=torch.int64, device=self.device)
-            drawn, last = self._steps(where, block, own, last)
+            drawn, last = self._block(where, block, own, last)
             tokens[:, begin : begin + _BLOCK] = drawn[:, : tokens.shape[1] - begin]
 
     def _block(self, index: Tensor, block: Tensor, own: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

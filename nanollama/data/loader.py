@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from nanollama.data.bounds import Scorer
-from nanollama.data.device_sampler import DeviceSampler
 from nanollama.data.gssm import IntArray, Kernels, draw_kernels
 from nanollama.data.hdf5 import DatasetReader
 from nanollama.data.sampler import Sampler, Tokens
@@ -19,7 +18,6 @@ from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.data import FileData, OnlineData
 
 _RESIDENT_BYTES = 2**30  # a set up to this size is held in memory, a larger one is read batch by batch
-_DEVICE_SEQUENCES = 2**12  # of a rank's batch, from which on a GPU draws faster than the CPU: below, it mostly waits
 
 
 class Loader(ABC):
@@ -55,8 +53,6 @@ class Loader(ABC):
     def batch(self, step: int) -> torch.LongTensor:
         """Tokens of this rank at a step, which counts from 0: int64 of shape [batch_size / world_size, T].
 
-        They lie on the CPU, or on the scorer's device if they were drawn there.
-
         The shares of the ranks in order make up the batch of the step, whatever their number.
 
         Raises:
@@ -65,21 +61,15 @@ class Loader(ABC):
         assert step >= 0, step
         first = step * self._batch_size
         positions = np.arange(first + self._share.start, first + self._share.stop, dtype=np.int64)
-        tokens = self._tokens(positions)
-        if not isinstance(tokens, torch.Tensor):
-            tokens = torch.from_numpy(tokens.astype(np.int64))
-        return tokens  # type: ignore[return-value] # int64 is what LongTensor means
+        return torch.from_numpy(self._tokens(positions).astype(np.int64))  # type: ignore[return-value] # int64 is what LongTensor means
 
     @abstractmethod
-    def _tokens(self, positions: IntArray) -> Tokens | torch.Tensor:
+    def _tokens(self, positions: IntArray) -> Tokens:
         """Tokens [N, T] at positions of the endless stream of sequences."""
 
 
 class OnlineLoader(Loader):
-    """Step k trains on the sequences k * batch_size .. (k + 1) * batch_size - 1 of the split `train`.
-
-    Large batches for a GPU are drawn on it; they are the same.
-    """
+    """Step k trains on the sequences k * batch_size .. (k + 1) * batch_size - 1 of the split `train`."""
 
     def __init__(self, data: OnlineData, *, rank: int, world_size: int, device: torch.device | str) -> None:
         kernels = draw_kernels(data.gssm, data.seed)
@@ -91,11 +81,9 @@ class OnlineLoader(Loader):
             world_size=world_size,
             device=device,
         )
-        self._sampler: Sampler | DeviceSampler = Sampler(kernels, data.seed, "train")
-        if torch.device(device).type == "cuda" and len(self._share) >= _DEVICE_SEQUENCES:
-            self._sampler = DeviceSampler(kernels, data.seed, "train", device=device)
+        self._sampler = Sampler(kernels, data.seed, "train")
 
-    def _tokens(self, positions: IntArray) -> Tokens | torch.Tensor:
+    def _tokens(self, positions: IntArray) -> Tokens:
         return self._sampler.sample(positions, self.seq_len)
 
 

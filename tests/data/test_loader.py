@@ -77,14 +77,6 @@ def test_online_step_k_has_the_kth_sequences_of_the_training_split():
     assert np.array_equal(loader.batch(3).numpy(), sampler.sample(range(36, 48), 9))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_drawn_on_a_gpu_are_the_same(monkeypatch):
-    monkeypatch.setattr(module, "_DEVICE_SEQUENCES", 1)
-    drawn = build_loader(ONLINE, rank=0, world_size=1, device="cuda").batch(3)
-    assert drawn.device.type == "cuda"
-    assert torch.equal(drawn.cpu(), build_loader(ONLINE, rank=0, world_size=1).batch(3))
-
-
 @settings(deadline=None, max_examples=30)
 @given(batch_size=st.integers(1, 20), n_data=st.integers(20, 50), seed=st.integers(0, 2**63 - 1))
 def test_each_epoch_of_a_file_visits_each_sequence_once(path, batch_size, n_data, seed):
