@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,14 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import MetaData, inspect, text
 
 from backend.database import Database
+from backend.metrics.reader import SeriesReader, View
+from backend.metrics.store import MetricStore
 from backend.migrate import current_revision, downgrade, head_revision, migrate
 from backend.tables import Base
+from nanollama.spec.rundir import encode_line
 from tests.support.databases import TEMPLATE
 from tests.support.postgres import PostgresServer
 
@@ -84,3 +90,70 @@ def test_reads_cannot_write_on_postgres(migrated_postgres: PostgresServer) -> No
         session.execute(text("DELETE FROM runs"))
     database.dispose()
     migrated_postgres.drop(name)
+
+
+def fill_first_schema(database: Database, text_lines: list[bytes], kept: int) -> None:
+    """A run with one stream in the first schema: a row for each line, and the first `kept` bytes as text."""
+    tables = MetaData()
+    with database.engine.begin() as connection:
+        tables.reflect(connection)
+        now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        experiment = {"id": "e", "name": "x", "notes": "", "tags": [], "created_at": now}
+        run = {
+            "id": "r", "experiment_id": "e", "name": "x", "tags": [], "search": "", "priority": 0, "app": "gssm",
+            "config": {}, "config_hash": "", "state": "RUNNING", "cancel_requested": False, "attempt": 1,
+            "created_at": now, "total_steps": 9, "step": 0, "tokens": 0, "latest": {},
+        }  # fmt: skip
+        attempt = {
+            "id": "a", "run_id": "r", "experiment_id": "e", "number": 1, "priority": 0, "state": "RUNNING", "epoch": 1,
+            "new_checkpoints": 0, "created_at": now,
+        }  # fmt: skip
+        stream = {"attempt_id": "a", "name": "metrics/rank0.jsonl"}
+        for name, row in (("experiments", experiment), ("runs", run), ("attempts", attempt)):
+            connection.execute(tables.tables[name].insert(), row)
+        data, offset = b"".join(text_lines), 0
+        connection.execute(tables.tables["streams"].insert(), stream | {"length": len(data)})
+        for start in range(0, kept, 700):
+            chunk = stream | {"byte_offset": start, "data": data[start : min(start + 700, kept)]}
+            connection.execute(tables.tables["stream_chunks"].insert(), chunk)
+        for line in text_lines:
+            if b"oops" not in line:
+                record = json.loads(line)
+                shared = {key: record.pop(key) for key in ("seq", "step", "tokens", "time")}
+                del shared["seq"]
+                row = {"attempt_id": "a", "rank": 0, "byte_offset": offset, "run_id": "r", "attempt": 1, **shared}
+                connection.execute(tables.tables["metrics"].insert(), row | {"payload": record})
+            offset += len(line)
+
+
+def metric_rows(database: Database) -> list[Any]:
+    query = text("SELECT step, tokens, time, CAST(payload AS TEXT) AS payload FROM metrics ORDER BY byte_offset")
+    with database.engine.connect() as connection:
+        return [(*row[:3], json.loads(row.payload)) for row in connection.execute(query)]
+
+
+@pytest.mark.parametrize("kept", [None, 20_000])
+def test_metrics_move_to_columns_and_back(empty: Database, kept: int | None) -> None:
+    values = [0.5, "NaN", 1e-7, "Infinity", -3.25]
+    lines = [
+        encode_line({"seq": i, "step": i, "tokens": 8 * i, "time": i / 4, "a": values[i % 5], "b": float(i)})
+        for i in range(800)
+    ]
+    lines[3] = b"oops\n"
+    data = b"".join(lines)
+    migrate(empty, "0001")
+    fill_first_schema(empty, lines, len(data) if kept is None else kept)
+    before = metric_rows(empty)
+    migrate(empty, "0002")
+    whole = data if kept is None else data[: data.rfind(b"\n", 0, kept) + 1]
+    with empty.read() as session:
+        assert MetricStore(session, 1 << 30).text("a", 0) == whole
+        curves = {c.key: c for c in SeriesReader(session).read([("r", "a"), ("r", "b")], View())}
+    assert curves["b"].points.step.tolist() == [i for i in range(800) if i != 3]
+    assert math.isinf(curves["a"].points.value[7]) == (values[8 % 5] == "Infinity")
+    downgrade(empty, "0001")
+    assert metric_rows(empty) == before
+    with empty.engine.connect() as connection:
+        chunks = connection.execute(text("SELECT data FROM stream_chunks ORDER BY byte_offset")).scalars().all()
+    assert b"".join(map(bytes, chunks)) == whole
+    assert tables(empty) >= {"metrics"}
