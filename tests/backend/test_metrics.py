@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,3 +178,76 @@ def test_summary_by_hand() -> None:
     assert totals([1.0]).stderr is None
     long = [math.sin(i) + 1e3 for i in range(100)]
     assert totals(long, 3).stderr == pytest.approx(statistics.stdev(long) / 10)
+
+
+def two_runs(caller: Caller) -> list[str]:
+    leases = [caller.start()]
+    caller.submit()
+    leases.append(caller.claim("w", *leases))
+    for lease, loss in zip(leases, (1.0, 2.0), strict=True):
+        data = b"".join(metric_line(i, i, loss=loss + i, lr=0.1, flops=10.0 * i) for i in range(1, 5))
+        caller.put(lease, METRICS, data + metric_line(5, 5, loss=math.nan))
+    return [lease["run_id"] for lease in leases]
+
+
+def test_several_runs_and_keys_in_one_call(caller: Caller) -> None:
+    runs = two_runs(caller)
+    reply = caller.get("/metrics", run=runs, key=["loss", "flops"], x_min=2, x_max=4)
+    assert [run["run_id"] for run in reply["runs"]] == runs
+    for run, loss in zip(reply["runs"], (1.0, 2.0), strict=True):
+        assert run["keys"] == ["flops", "loss", "lr"]
+        assert list(run["series"]) == ["loss", "flops"]
+        assert run["series"]["loss"]["value"] == [loss + 2, loss + 3, loss + 4]
+        assert run["series"]["loss"]["summary"]["count"] == 3
+    query = {"runs": runs, "keys": ["loss", "flops"], "x_min": 2, "x_max": 4}
+    assert caller.http.post("/metrics", json=query).json() == reply
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"), [("flops", [10.0, 20.0, 30.0, 40.0]), ("relative_time", [0.0, 1.0, 2.0, 3.0, 4.0])]
+)
+def test_axes_that_are_no_column_of_their_own_come_along(caller: Caller, axis: str, expected: list[float]) -> None:
+    run_id, _ = two_runs(caller)
+    series = caller.get(f"/runs/{run_id}/metrics", key="loss", x=axis)["series"]["loss"]
+    assert series["x"] == expected
+    assert "x" not in caller.get(f"/runs/{run_id}/metrics", key="loss", x="tokens")["series"]["loss"]
+
+
+def test_arrow_holds_the_same_points(caller: Caller) -> None:
+    runs = two_runs(caller)
+    headers = {"Accept": "application/vnd.apache.arrow.stream"}
+    reply = caller.http.post("/metrics", json={"runs": runs, "keys": ["loss"]}, headers=headers)
+    assert reply.headers["content-type"] == headers["Accept"]
+    table = pa.ipc.open_stream(reply.content).read_all()
+    assert table.column_names == ["run", "key", "step", "tokens", "time", "value", "x"]
+    assert table["run"].to_pylist() == [run for run in runs for _ in range(5)]
+    assert table["value"].to_pylist()[:4] == [2.0, 3.0, 4.0, 5.0]
+    assert math.isnan(table["value"].to_pylist()[4])
+    assert json.loads(table.schema.metadata[b"n2n"])["summaries"][1]["summary"]["count"] == 5
+    empty = caller.http.post("/metrics", json={"runs": runs, "keys": ["nothing"]}, headers=headers)
+    assert pa.ipc.open_stream(empty.content).read_all().num_rows == 0
+
+
+def test_newest_and_best_values_stand_beside_the_run(caller: Caller) -> None:
+    (first, _) = two_runs(caller)
+    (values,) = caller.get("/metrics/values", run=first)
+    assert values["values"]["loss"] == {
+        "last": "NaN", "last_step": 5, "min": 2.0, "min_step": 1, "max": 5.0, "max_step": 4
+    }  # fmt: skip
+
+
+def test_a_rank_is_read_on_demand(caller: Caller) -> None:
+    lease = caller.start()
+    caller.put(lease, "metrics/rank1.jsonl", metric_line(0, 9, loss=9.0))
+    assert caller.get(f"/runs/{lease['run_id']}/metrics", rank=1)["series"]["loss"]["value"] == [9.0]
+
+
+def test_what_is_too_much_or_unknown_is_refused(caller: Caller) -> None:
+    runs = two_runs(caller)
+    assert caller.http.get("/metrics", params={"run": [*runs, "nothing"]}).status_code == 404
+    assert caller.http.get("/metrics").status_code == 422
+    assert caller.http.get("/metrics", params={"run": runs, "kye": "loss"}).status_code == 422
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backend.metrics.service.MAX_VALUES", 1000)
+        reply = caller.http.get("/metrics", params={"run": runs})
+    assert (reply.status_code, reply.json()["problems"][0]["path"]) == (422, "max_points")
