@@ -15,22 +15,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nanollama.spec.base import Problem, SpecError, content_hash
+from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.cluster import LauncherSpec
 from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.identity import essence, training_hash
 from nanollama.spec.load import load_config
-from nanollama.spec.monitor import OrchestrationSpec, UtilsSpec
+from nanollama.spec.monitor import OrchestrationSpec
 from nanollama.spec.rundir import CONFIG, MANIFEST, METRICS, RESULT, STOPPED, Manifest, Result, Stopped, write_atomic
 
 RUNS = Path("runs")
-LEARNT = ("app", "data", "model", "optim")
-"""Sections of a config that determine what a run learns; so does the seed among the others."""
 LOCK = ".lock"
-
-
-def training_hash(spec: ExperimentSpec) -> str:
-    """Hash of what determines the outcome of training. A checkpoint may be continued by any config of equal hash."""
-    return content_hash(_essence(spec))
 
 
 def run_directory(launcher: LauncherSpec, orchestration: OrchestrationSpec) -> Path:
@@ -184,17 +178,6 @@ def _attempts(run_dir: Path) -> list[Path]:
     return [path for path in run_dir.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
-def _essence(spec: ExperimentSpec) -> ExperimentSpec:
-    """The config without what may change between two attempts: where and how a run runs, not what it learns."""
-    defaults: dict[str, Any] = {
-        name: field.get_default(call_default_factory=True)
-        for name, field in ExperimentSpec.model_fields.items()
-        if name not in LEARNT
-    }
-    defaults["orchestration"] = OrchestrationSpec(utils=UtilsSpec(seed=spec.orchestration.utils.seed))
-    return spec.model_copy(update=defaults)
-
-
 def _check_same_run(run_dir: Path, stored: ExperimentSpec, spec: ExperimentSpec) -> None:
     key = placed_by(spec.launcher)
     place = key if spec.launcher.log_dir or spec.orchestration.log_dir else f"orchestration.name or {key}"
@@ -206,7 +189,7 @@ def _check_same_run(run_dir: Path, stored: ExperimentSpec, spec: ExperimentSpec)
 
 def _difference_problems(stored: ExperimentSpec, spec: ExperimentSpec, other: str, remedy: str) -> list[Problem]:
     """The first keys in which what is learnt differs; `other` introduces the stored value."""
-    old, new = (_essence(config).model_dump(mode="json") for config in (stored, spec))
+    old, new = (essence(config.model_dump(mode="json")) for config in (stored, spec))
     return [
         Problem(path=path, message=f"is {_short(ours)}, but {other} {_short(theirs)}", remedy=remedy)
         for path, theirs, ours in islice(_differences(old, new), 3)

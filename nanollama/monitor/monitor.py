@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nanollama.monitor.attempt import training_hash, write_result, write_stopped
+from nanollama.monitor.attempt import write_result, write_stopped
 from nanollama.monitor.background import Background
 from nanollama.monitor.checkpoint import Checkpoints, snapshot
 from nanollama.monitor.console import ProgressDisplay
@@ -20,6 +20,7 @@ from nanollama.monitor.logger import JsonLines, close_log, open_log
 from nanollama.monitor.preemption import stop_requested
 from nanollama.monitor.summary import describe
 from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.identity import training_hash
 from nanollama.spec.load import dump_yaml
 from nanollama.spec.rundir import (
     CONFIG,

@@ -81,12 +81,21 @@ def parse(model: type[SpecT], data: Any) -> SpecT:
 
 def canonical_json(spec: BaseModel) -> str:
     """The spec as JSON with sorted keys and no white space: equal specs give equal text on every machine."""
-    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _canonical(spec.model_dump(mode="json"))
 
 
 def content_hash(spec: BaseModel) -> str:
     """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()
+    return hash_data(spec.model_dump(mode="json"))
+
+
+def hash_data(data: Mapping[str, Any]) -> str:
+    """As content_hash, of a spec that has been made plain data."""
+    return hashlib.sha256(_canonical(data).encode()).hexdigest()
+
+
+def _canonical(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:

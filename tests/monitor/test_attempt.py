@@ -16,12 +16,12 @@ from nanollama.monitor.attempt import (
     read_result,
     read_stopped,
     run_directory,
-    training_hash,
     write_result,
     write_stopped,
 )
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.identity import training_hash
 from nanollama.spec.load import dump_yaml
 from nanollama.spec.rundir import CONFIG, Result, Stopped
 from tests.support.examples import experiment

@@ -1,0 +1,36 @@
+"""What makes two runs the same: the hash of what they learn, whatever they are called and wherever they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from nanollama.spec.base import hash_data
+from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.monitor import OrchestrationSpec, UtilsSpec
+
+LEARNT = ("app", "data", "model", "optim")
+"""Sections of a config that determine what a run learns; so does the seed among the others."""
+
+
+def training_hash(spec: ExperimentSpec) -> str:
+    """Hash of what determines the outcome of training. A checkpoint may be continued by any config of equal hash."""
+    return hash_data(essence(spec.model_dump(mode="json")))
+
+
+def essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A full resolved config, as plain data, without what may change between two attempts: where and how it runs."""
+    seed = config["orchestration"]["utils"]["seed"]
+    return {name: config[name] if name in LEARNT else value for name, value in _defaults(seed).items()}
+
+
+@cache
+def _defaults(seed: int) -> dict[str, Any]:
+    """What stands in the place of each section that does not matter."""
+    values: dict[str, Any] = {}
+    for name, field in ExperimentSpec.model_fields.items():
+        default = None if name in LEARNT else field.get_default(call_default_factory=True)
+        values[name] = None if default is None else default.model_dump(mode="json")
+    values["orchestration"] = OrchestrationSpec(utils=UtilsSpec(seed=seed)).model_dump(mode="json")
+    return values
