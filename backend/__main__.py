@@ -1,4 +1,4 @@
-"""`python -m backend serve` and `python -m backend migrate`."""
+"""`python -m backend serve`, `migrate` and `token`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from backend.app import create_app
+from backend.auth import command as token_command
+from backend.auth.service import TokenService
 from backend.database import Database
+from backend.deps import utc_now
 from backend.migrate import current_revision, head_revision, migrate
 from backend.server import Server, bind
 from backend.settings import DEFAULT_DATABASE_URL, Settings, SettingsError, load_settings
@@ -32,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log_level=given.log_level,
             host=getattr(given, "host", None),
             port=getattr(given, "port", None),
+            tokens=getattr(given, "tokens", None),
         )
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
         if given.command == "migrate":
             return _migrate(settings)
+        if given.command == "token":
+            return _token(settings, given)
         return _serve(settings, migrate_first=given.migrate)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,10 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m backend", description="The service: REST in front of a database.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", parents=[common], help="answer requests")
-    serve.add_argument("--host", help="loopback address to listen on; 127.0.0.1 when absent")
+    serve.add_argument("--host", help="address to listen on; 127.0.0.1 when absent, others only with --tokens")
     serve.add_argument("--port", type=int, help="0 takes any free one; 8420 when absent")
+    serve.add_argument(
+        "--tokens", action="store_true", default=None, help="answer requests with an access token only, but for health"
+    )
     serve.add_argument("--migrate", action="store_true", help="bring the database to the newest schema first")
     commands.add_parser("migrate", parents=[common], help="bring the database to the newest schema")
+    token_command.add_parser(commands, common)
     return parser
 
 
@@ -70,10 +80,23 @@ def _migrate(settings: Settings) -> int:
     return 0
 
 
+def _token(settings: Settings, given: argparse.Namespace) -> int:
+    _check_schema(settings, migrate_first=False)
+    database = Database(settings.database_url)
+    try:
+        return token_command.run(database, given)
+    except (SQLAlchemyError, OSError) as error:
+        raise _unusable(database, error) from None
+    finally:
+        database.dispose()
+
+
 def _serve(settings: Settings, *, migrate_first: bool) -> int:
     listener = bind(settings.host, settings.port)
     with listener:
         _check_schema(settings, migrate_first=migrate_first)
+        if settings.tokens:
+            _check_bootstrapped(settings)
         host, port = listener.getsockname()[:2]
         print(f"serving http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         # uvicorn raises the signal again once it has shut down: that is a clean end
@@ -99,6 +122,23 @@ def _check_schema(settings: Settings, *, migrate_first: bool) -> None:
     if found != head:
         have = f"has the schema {found}" if found else "has no schema"
         raise SettingsError(f"the database {database.url} {have}, but {head} is needed; {_remedy(database)}")
+
+
+def _check_bootstrapped(settings: Settings) -> None:
+    """A service that asks for tokens needs somebody who can make them."""
+    database = Database(settings.database_url)
+    try:
+        with database.read() as session:
+            found = TokenService(session, utc_now()).has_admin()
+    except SQLAlchemyError as error:
+        raise _unusable(database, error) from None
+    finally:
+        database.dispose()
+    if not found:
+        raise SettingsError(
+            f"--tokens: the database {database.url} has no valid token with the scope admin; make one with "
+            f"`python -m backend token create NAME --scope admin --database-url {database.url}`"
+        )
 
 
 def _remedy(database: Database) -> str:

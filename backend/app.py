@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 import nanollama
+from backend.auth.access import SECURITY, Tokens, authorize, is_open, needed_scope
+from backend.auth.endpoints import router as tokens_router
 from backend.checkpoints.endpoints import router as checkpoints_router
 from backend.database import Database
 from backend.deps import Clock, Context, ContextDep, error_responses, refuse_unknown_queries, utc_now
@@ -37,8 +40,11 @@ TAGS = [
     },
     {"name": "workers", "description": "Machines that execute runs; for daemons, and to see who is alive."},
     {"name": "attempts", "description": "What a worker reports of the attempts that it leases."},
+    {"name": "tokens", "description": "Access tokens and their scopes, where tokens are on."},
     {"name": "service", "description": "The service itself."},
 ]
+
+ROOT = "/api/v1"
 
 service_router = APIRouter(tags=["service"])
 
@@ -47,6 +53,35 @@ service_router = APIRouter(tags=["service"])
 def health(context: ContextDep) -> Health:
     """Liveness."""
     return Health(version=nanollama.__version__, database=context.database.kind)
+
+
+ROUTERS = (
+    specs_router,
+    experiments_router,
+    runs_router,
+    metrics_router,
+    checkpoints_router,
+    streams_router,
+    queue_router,
+    workers_router,
+    tokens_router,
+    service_router,
+)
+
+SCOPES = {
+    (method.lower(), ROOT + route.path_format): needed_scope(route.endpoint, method)
+    for router in ROUTERS
+    for route in router.routes
+    if isinstance(route, APIRoute)
+    for method in route.methods or ()
+}
+"""The scope that each operation needs, by method and path."""
+
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An access token, where the service asks for one; each operation names the scope that it needs.",
+}
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
@@ -76,22 +111,13 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.context = context
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_unknown_queries)])
-    for router in (
-        specs_router,
-        experiments_router,
-        runs_router,
-        metrics_router,
-        checkpoints_router,
-        streams_router,
-        queue_router,
-        workers_router,
-        service_router,
-    ):
+    api = APIRouter(prefix=ROOT, dependencies=[Depends(authorize), Depends(refuse_unknown_queries)])
+    for router in ROUTERS:
         api.include_router(router)
     app.include_router(api)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Tokens)
     app.add_middleware(LoopbackOnly)
     app.add_middleware(RequestIds)
     _document_problems(app)
@@ -109,8 +135,16 @@ def _document_problems(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for path in plain()["paths"].values():
-                for operation in path.values():
+            document = plain()
+            document.setdefault("components", {})["securitySchemes"] = {SECURITY: _SCHEME}
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    needed = SCOPES[method, path]
+                    if is_open(path):
+                        operation["responses"].pop("401", None)
+                    else:
+                        operation["security"] = [{SECURITY: []}]
+                        operation["description"] += f"\n\nScope: `{needed}`."
                     for status, response in operation["responses"].items():
                         if status >= "400":
                             response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}

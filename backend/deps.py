@@ -93,7 +93,8 @@ def _query_names(dependant: Dependant) -> list[str]:
 
 
 _REASONS = {
-    403: "refused: a foreign host or origin",
+    401: "no token, or none that is valid, where tokens are on",
+    403: "refused: a scope that the token lacks, or a foreign host or origin",
     404: "no such resource",
     409: "the state or the lease does not allow this",
     413: "the body is too large",
@@ -104,4 +105,4 @@ _REASONS = {
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documentation of the errors of an endpoint, by status."""
-    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in (*statuses, 403, 422)}
+    return {status: {"model": ErrorBody, "description": _REASONS[status]} for status in (*statuses, 401, 403, 422)}

@@ -61,7 +61,7 @@ class RequestIds:
 
 
 class LoopbackOnly:
-    """Refuses requests that a web page of somebody else made.
+    """Refuses requests that a web page of somebody else made, where no token tells friend from foe.
 
     A foreign name in Host means that a name was rebound to this machine; a foreign Origin on a method that changes
     something means that another site's page sent it.
@@ -71,7 +71,8 @@ class LoopbackOnly:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
-        error = self._check(scope) if scope["type"] == "http" else None
+        guarded = scope["type"] == "http" and not scope["app"].state.context.settings.tokens
+        error = self._check(scope) if guarded else None
         if error is None:
             await self._app(scope, receive, send)
         else:

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from sqlalchemy import make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "N2N_HOST": "host",
     "N2N_PORT": "port",
     "N2N_LOG_LEVEL": "log_level",
+    "N2N_TOKENS": "tokens",
 }
 """Setting by environment variable; an argument wins over it."""
 
@@ -40,6 +41,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     database_url: str = DEFAULT_DATABASE_URL
+    tokens: bool = Field(default=False, description="every request but health needs an access token")
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535, description="0: any free one")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
@@ -55,11 +57,11 @@ class Settings(BaseModel):
 
     @field_validator("host")
     @classmethod
-    def _loopback(cls, host: str) -> str:
-        if not is_loopback(host):
+    def _loopback(cls, host: str, info: ValidationInfo) -> str:
+        if not is_loopback(host) and not info.data.get("tokens", False):
             raise ValueError(
-                f"refusing to listen on '{host}': there are no access tokens yet, so anyone who reaches the port could "
-                "start runs; use 127.0.0.1 and an SSH tunnel"
+                f"refusing to listen on '{host}': without access tokens anyone who reaches the port could start runs; "
+                "add --tokens, or use 127.0.0.1 and an SSH tunnel"
             )
         return host
 

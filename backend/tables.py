@@ -104,6 +104,23 @@ class Worker(Base):
     draining: Mapped[bool]
     syncs: Mapped[int] = mapped_column(BigInt, doc="number of the newest sync: an older one that still waits is void")
     last_seen_at: Mapped[datetime]
+    token_id: Mapped[str | None] = mapped_column(Words(ID), doc="with which it registered, when tokens are on")
+
+
+class Token(Base):
+    """An access token, of which only the digest is kept."""
+
+    __tablename__ = "tokens"
+    __table_args__ = (UniqueConstraint("digest"),)
+
+    id: Mapped[str] = mapped_column(Words(ID), primary_key=True)
+    name: Mapped[str] = mapped_column(Words(NAME))
+    digest: Mapped[str] = mapped_column(Words(64))
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
 
 
 class Attempt(Base):

@@ -26,6 +26,7 @@ from nanollama.api import schemas
 from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
+from nanollama.commands.token import app as token_commands
 from nanollama.graph import write_graph
 from nanollama.import_config import describe, import_config
 from nanollama.progress import RunProgress, nats
@@ -41,6 +42,7 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 db = typer.Typer(no_args_is_help=True, help="The service's database.")
 app.add_typer(db, name="db")
+app.add_typer(token_commands, name="token")
 out = Console()
 
 Url = Annotated[str, typer.Option("--url", help="The service; $N2N_URL when absent.", default_factory=server_url)]

@@ -13,7 +13,7 @@ from types import FrameType
 
 from nanollama import __version__
 from nanollama.api.client import Client
-from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound
+from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthorized
 from nanollama.api.schemas import Lease, SyncReply, SyncRequest, TransitionRequest, WorkerRegistration, WorkerTerms
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import EXIT_BAD_INPUT
@@ -144,7 +144,7 @@ class Daemon:
         )
         try:
             self._terms = self._client.register(self._journal.worker_id, registration)
-        except (InvalidRequest, Forbidden, Conflict) as error:
+        except (InvalidRequest, Unauthorized, Forbidden, Conflict) as error:
             raise _NotAccepted(f"the service does not accept this worker: {error}") from error
         self._pace.upload_seconds = self._terms.upload_seconds
         self._introduced = False

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 
+from backend.auth.access import needs
 from backend.deps import Context, ContextDep, RunId, error_responses
 from backend.metrics.points import Axis
 from backend.metrics.reader import View
 from backend.metrics.service import ARROW, MetricService, encode
 from backend.metrics.thin import MIN_POINTS, Spacing
 from nanollama.api import schemas
+from nanollama.api.scopes import READ
 
 router = APIRouter(tags=["metrics"])
 
@@ -81,6 +83,7 @@ def read_metrics(
     response_model=schemas.MetricsReply,
     responses=error_responses(404) | _ARROW_DOCS,
 )
+@needs(READ)
 def query_metrics(context: ContextDep, query: schemas.MetricsQuery, accept: Accept = "") -> Response:
     """The same as GET, for more runs than a URL holds; it changes nothing."""
     view = _view(query.max_points, query.spacing, query.x, query.x_min, query.x_max)

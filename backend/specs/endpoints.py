@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from backend.auth.access import needs
 from backend.deps import error_responses
 from backend.specs import service
 from nanollama.api.schemas import SpecInput, Template, Validation
+from nanollama.api.scopes import READ
 
 router = APIRouter(tags=["specs"])
 
@@ -18,6 +20,7 @@ def list_templates() -> list[Template]:
 
 
 @router.post("/specs/validate", summary="Check a config", responses=error_responses(413))
+@needs(READ)
 def validate_spec(body: SpecInput) -> Validation:
     """Every problem of a config at once, with line and column when it is YAML. Nothing is stored.
 

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from backend.auth.access import needs, own_attempt
 from backend.columns import BIGINT_MAX
 from backend.deps import AttemptId, ContextDep, RunId, error_responses
 from backend.streams.service import StreamService
 from nanollama.api.schemas import LogTail, StreamInfo
+from nanollama.api.scopes import WORKER
 
 router = APIRouter()
 
@@ -32,7 +34,9 @@ _BODY_DOCS = {
     summary="Append to a stream",
     responses=error_responses(404, 409, 413, 416),
     openapi_extra=_BODY_DOCS,
+    dependencies=[Depends(own_attempt)],
 )
+@needs(WORKER)
 def put_stream(
     *,
     context: ContextDep,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
+from backend.auth.access import PrincipalDep, needs, own_worker
+from backend.auth.service import TokenService
 from backend.deps import ContextDep, WorkerId, error_responses
 from backend.queue.sync import sync_or_wait
 from backend.workers.service import WorkerService
 from nanollama.api.schemas import SyncReply, SyncRequest, Worker, WorkerRegistration, WorkerTerms
+from nanollama.api.scopes import WORKER
 
 router = APIRouter(prefix="/workers", tags=["workers"])
 
@@ -20,13 +23,25 @@ def list_workers(context: ContextDep) -> list[Worker]:
 
 
 @router.put("/{worker_id}", summary="Register a worker", responses=error_responses())
-def register_worker(context: ContextDep, worker_id: WorkerId, body: WorkerRegistration) -> WorkerTerms:
+@needs(WORKER)
+def register_worker(
+    context: ContextDep, principal: PrincipalDep, worker_id: WorkerId, body: WorkerRegistration
+) -> WorkerTerms:
     """Announce a worker under an id of its own choice, which it keeps across restarts. Repeating it is harmless."""
     with context.database.write() as session:
-        return WorkerService(session, context.clock(), context.settings).register(worker_id, body)
+        if not principal.unlimited:
+            TokenService(session, context.clock()).check_registration(principal, worker_id, body.pool)
+        service = WorkerService(session, context.clock(), context.settings)
+        return service.register(worker_id, body, token_id=principal.token_id)
 
 
-@router.post("/{worker_id}/sync", summary="Heartbeat, leases and cancels", responses=error_responses(404))
+@router.post(
+    "/{worker_id}/sync",
+    summary="Heartbeat, leases and cancels",
+    responses=error_responses(404),
+    dependencies=[Depends(own_worker)],
+)
+@needs(WORKER)
 async def sync_worker(context: ContextDep, worker_id: WorkerId, body: SyncRequest, request: Request) -> SyncReply:
     """Renew the leases that are held and get more, a long poll.
 

@@ -21,9 +21,11 @@ class WorkerService:
         self._settings = settings
         self._workers = WorkerRepository(session)
 
-    def register(self, worker_id: str, registration: schemas.WorkerRegistration) -> schemas.WorkerTerms:
+    def register(
+        self, worker_id: str, registration: schemas.WorkerRegistration, *, token_id: str | None = None
+    ) -> schemas.WorkerTerms:
         """Make a worker known, or known anew. Leases stay as they are: a sync brings them back."""
-        values = registration.model_dump() | {"draining": False, "last_seen_at": self._now}
+        values = registration.model_dump() | {"draining": False, "last_seen_at": self._now, "token_id": token_id}
         self._workers.put(worker_id, values)
         terms = self._settings.terms(registration.executor)
         return schemas.WorkerTerms(

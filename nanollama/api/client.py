@@ -30,18 +30,20 @@ class Client:
 
     Args:
         url: root of the service, for example http://127.0.0.1:8420; $N2N_URL when absent.
+        token: access token, where the service asks for one; $N2N_TOKEN when absent.
         timeout: seconds for one try, long polls excepted.
         retries: how often an idempotent call is repeated after a failed connection or a 502, 503, 504.
         transport: replaces the network, for tests.
 
     Raises:
-        SpecError: a URL that is none.
+        SpecError: a URL that is none, or a token that cannot be sent.
     """
 
     def __init__(
         self,
         url: str | None = None,
         *,
+        token: str | None = None,
         timeout: float = 10.0,
         retries: int = 2,
         transport: httpx.BaseTransport | None = None,
@@ -50,7 +52,9 @@ class Client:
         self._retries = retries
         self._timeout = timeout
         # trust_env off: a proxy of the environment must not swallow what is meant for loopback
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=timeout, transport=transport, trust_env=False, headers=_authorization(token)
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -202,6 +206,26 @@ class Client:
         """Every worker that has registered, those alive first."""
         return _parse_list(self._call("GET", "/workers"), schemas.Worker)
 
+    # -- tokens ------------------------------------------------------------------------------------------------------
+
+    def create_token(self, name: str, scopes: list[str], *, expires_in_days: float | None = None) -> schemas.NewToken:
+        """Make a token; the answer holds the secret, which is shown this once. Raises InvalidRequest."""
+        given = {"name": name, "scopes": scopes, "expires_in_days": expires_in_days}
+        try:
+            body = parse(schemas.TokenCreate, given)
+        except SpecError as error:
+            raise InvalidRequest("the token is invalid", error.problems) from None
+        return _parse(self._call("POST", "/tokens", body=body), schemas.NewToken)
+
+    def tokens(self) -> list[schemas.Token]:
+        """Every token, newest first, without secrets."""
+        return _parse_list(self._call("GET", "/tokens"), schemas.Token)
+
+    def revoke_token(self, token_id: str) -> schemas.Token:
+        """Let a token be good for nothing from now on."""
+        reply = self._call("DELETE", f"/tokens/{_segment(token_id)}", idempotent=True)
+        return _parse(reply, schemas.Token)
+
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def register(self, worker_id: str, registration: schemas.WorkerRegistration) -> schemas.WorkerTerms:
@@ -310,6 +334,16 @@ def _checked_url(text: str) -> str:
         message = f"'{text}' is not the URL of a service"
         raise SpecError([Problem(path="url", message=message, remedy=f"write one like {DEFAULT_URL}")])
     return text.rstrip("/")
+
+
+def _authorization(token: str | None) -> dict[str, str]:
+    token = (token or os.environ.get("N2N_TOKEN") or "").strip()
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable()):
+        message = "this is not a token: it holds characters that no token has"
+        raise SpecError([Problem(path="token", message=message, remedy="set $N2N_TOKEN to what `n2n token` showed")])
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _segment(identifier: str) -> str:

@@ -61,6 +61,12 @@ class TooLarge(ApiError):
     status, code = 413, "too_large"
 
 
+class Unauthorized(ApiError):
+    """The service asks for a token, and there was none that it accepts."""
+
+    status, code = 401, "unauthorized"
+
+
 class Forbidden(ApiError):
     """The caller may not do this."""
 
@@ -82,6 +88,7 @@ ERRORS: dict[str, type[ApiError]] = {
         StaleEpoch,
         OffsetMismatch,
         TooLarge,
+        Unauthorized,
         Forbidden,
         Unavailable,
         ApiError,

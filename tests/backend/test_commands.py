@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from backend.database import Database
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("N2N_DATABASE_URL", "N2N_HOST", "N2N_PORT", "N2N_LOG_LEVEL"):
+    for name in ("N2N_DATABASE_URL", "N2N_HOST", "N2N_PORT", "N2N_LOG_LEVEL", "N2N_TOKENS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -80,6 +82,31 @@ def test_a_bad_argument_is_named_as_it_was_given(
     assert refusal(capsys, "serve", "--port", "99999") == "error: --port: should be at most 65535, found 99999\n"
     assert refusal(capsys, "serve", "--port", "-1") == "error: --port: should be at least 0, found -1\n"
     assert refusal(capsys, "serve", "--host", "0.0.0.0").startswith("error: --host: refusing to listen on '0.0.0.0': ")
+
+
+def test_tokens_are_made_listed_and_revoked(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate"]) == 0
+    capfd.readouterr()
+    assert main(["token", "create", "me", "--scope", "admin", "--scope", "read", "--expires-in-days", "1.5"]) == 0
+    out, err = capfd.readouterr()
+    assert re.fullmatch(r"n2n_[\w-]{43}\n", out)
+    token_id = err.split()[0]
+    assert "me: admin read, expires" in err
+    assert main(["token", "list"]) == 0
+    listed = capfd.readouterr().out
+    assert listed.startswith(f"{token_id}  me: admin read, expires ")
+    assert out.strip() not in listed
+    assert main(["token", "revoke", token_id, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["revoked_at"] is not None
+    assert main(["token", "revoke", "t0"]) == 2
+    assert "there is no token 't0'" in capfd.readouterr().err
+    assert main(["token", "create", "me", "--scope", "all"]) == 2
+    assert "'all' is not a scope" in capfd.readouterr().err
+
+
+def test_a_service_with_tokens_needs_an_admin(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, "serve", "--migrate", "--tokens", "--host", "0.0.0.0", "--port", "0")
+    assert "python -m backend token create NAME --scope admin" in message
 
 
 def test_the_database_has_one_name_everywhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

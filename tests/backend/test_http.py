@@ -351,6 +351,7 @@ def test_the_documentation_is_complete(served: tuple[FastAPI, str]) -> None:
         assert success["content"]["application/json"]["schema"], name
         errors = {status: reply for status, reply in operation["responses"].items() if status >= "400"}
         assert {"403", "422"} <= set(errors), name
+        assert ("401" in errors) is ("security" in operation) is ("/health" not in name), name
         for reply in errors.values():
             assert list(reply["content"]) == [PROBLEM], name
             assert reply["content"][PROBLEM]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, name

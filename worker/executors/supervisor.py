@@ -81,6 +81,7 @@ class Supervisor:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, MARK: self._attempt_id, "PYTHONUNBUFFERED": "1"}
+        environment.pop("N2N_TOKEN", None)  # the worker's, not the run's
         with open(self._directory / STDOUT, "ab") as output:
             return subprocess.Popen(
                 self._command,

@@ -1,0 +1,1 @@
+"""Access tokens: who calls, and what the caller may do."""

@@ -1,0 +1,1 @@
+"""Groups of `n2n` commands."""
