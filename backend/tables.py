@@ -53,23 +53,42 @@ class Experiment(Base):
     notes: Mapped[str] = mapped_column(Words(10_000))
     tags: Mapped[list[str]]
     created_at: Mapped[datetime]
+    priority: Mapped[int]
+    resources: Mapped[dict[str, Any]] = mapped_column(doc="what each run needs, as it was asked for")
+    source: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True), deferred=True, doc="`yaml` or `config`, the grid included"
+    )
+    num_runs: Mapped[int] = mapped_column(doc="runs of its own and reused ones")
+    paused_since: Mapped[datetime | None]
 
 
 class Run(Base):
     """One training run. Its state follows the newest attempt; `latest` holds the newest value of each metric."""
 
     __tablename__ = "runs"
-    __table_args__ = (Index(None, "state"), Index(None, "experiment_id"))
+    __table_args__ = (
+        Index(None, "state"),
+        Index(None, "experiment_id", "position"),
+        Index(None, "experiment_id", "state"),
+        Index(None, "training_hash", "state"),
+    )
 
     id: Mapped[str] = mapped_column(Words(ID), primary_key=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    position: Mapped[int] = mapped_column(doc="among the runs of the experiment, from 0")
     name: Mapped[str] = mapped_column(Words(NAME))
+    params: Mapped[dict[str, Any]] = mapped_column(doc="what the grid sets, by dotted key")
     tags: Mapped[list[str]]
     search: Mapped[str] = mapped_column(Words(4096), doc="name, id and tags in lower case, one a line")
     priority: Mapped[int]
     app: Mapped[str] = mapped_column(Words(NAME))
     config: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     config_hash: Mapped[str] = mapped_column(Words(64))
+    training_hash: Mapped[str] = mapped_column(Words(64), doc="equal for runs that learn the same")
+    needs: Mapped[str | None] = mapped_column(Words(64), doc="a row of `needs`; nothing in particular when absent")
+    retries: Mapped[int] = mapped_column(doc="attempts that may fail without ending the run")
+    max_interruptions: Mapped[int | None] = mapped_column(doc="attempts that may be interrupted; any number if absent")
+    counted_from: Mapped[int] = mapped_column(doc="attempt from which on both budgets count")
     state: Mapped[RunState]
     reason: Mapped[str | None] = mapped_column(Words(REASON))
     cancel_requested: Mapped[bool]
@@ -101,7 +120,12 @@ class Worker(Base):
     run_root: Mapped[str] = mapped_column(Words(PATH))
     slots: Mapped[int]
     version: Mapped[str] = mapped_column(Words(64))
-    draining: Mapped[bool]
+    accelerators: Mapped[int | None] = mapped_column(doc="absent, like those that follow: it has not said")
+    cpus: Mapped[int | None]
+    memory_gb: Mapped[float | None]
+    labels: Mapped[list[str]]
+    draining: Mapped[bool] = mapped_column(doc="it has said so itself")
+    drain_requested: Mapped[bool] = mapped_column(doc="somebody has asked it to take nothing more")
     syncs: Mapped[int] = mapped_column(BigInt, doc="number of the newest sync: an older one that still waits is void")
     last_seen_at: Mapped[datetime]
     token_id: Mapped[str | None] = mapped_column(Words(ID), doc="with which it registered, when tokens are on")
@@ -123,8 +147,40 @@ class Token(Base):
     last_used_at: Mapped[datetime | None]
 
 
+class Need(Base):
+    """What jobs need of a worker; one row for all that need the same."""
+
+    __tablename__ = "needs"
+
+    id: Mapped[str] = mapped_column(Words(64), primary_key=True, doc="hash of the content")
+    content: Mapped[dict[str, Any]]
+
+
+class Pause(Base):
+    """While there is a row for a scope, nothing of it is leased."""
+
+    __tablename__ = "pauses"
+
+    scope: Mapped[str] = mapped_column(Words(16), primary_key=True, doc="queue")
+    since: Mapped[datetime]
+
+
+class ReusedRun(Base):
+    """A run of an earlier experiment that stands for one of this experiment's, which would have learnt the same."""
+
+    __tablename__ = "reused_runs"
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    name: Mapped[str] = mapped_column(Words(NAME), doc="of the run that it stands for")
+
+
 class Attempt(Base):
-    """One try at executing a run. `epoch` counts its leases; `pool` says who may adopt it once the lease expired."""
+    """One try at executing a run. `epoch` counts its leases.
+
+    `pool` says who may claim it, where earlier attempts have left checkpoints, and adopt it once the lease expired.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -138,6 +194,7 @@ class Attempt(Base):
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
     number: Mapped[int]
     priority: Mapped[int]
+    needs: Mapped[str | None] = mapped_column(Words(64))
     state: Mapped[AttemptState]
     epoch: Mapped[int]
     worker_id: Mapped[str | None] = mapped_column(ForeignKey("workers.id"))
@@ -148,6 +205,7 @@ class Attempt(Base):
     reason: Mapped[str | None] = mapped_column(Words(REASON))
     exit_code: Mapped[int | None] = mapped_column(BigInt)
     attempt_dir: Mapped[str | None] = mapped_column(Words(PATH))
+    provenance: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session, undefer
 
 from backend.database import upsert
-from backend.tables import Experiment, IdempotencyKey
+from backend.tables import Experiment, IdempotencyKey, ReusedRun
 
 
 class ExperimentRepository:
@@ -23,9 +24,21 @@ class ExperimentRepository:
         self._session.add(experiment)
         self._session.flush()
 
-    def get(self, experiment_id: str) -> Experiment | None:
-        """One experiment."""
-        return self._session.get(Experiment, experiment_id)
+    def get(self, experiment_id: str, *, source: bool = False) -> Experiment | None:
+        """One experiment; `source` loads what was submitted too."""
+        options = [undefer(Experiment.source)] if source else []
+        return self._session.get(Experiment, experiment_id, options=options)
+
+    def reuse(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Let earlier runs stand for runs of an experiment."""
+        given = list(rows)
+        if given:
+            self._session.execute(insert(ReusedRun), given)
+
+    def num_reused(self, experiment_id: str) -> int:
+        """How many earlier runs an experiment reuses."""
+        query = select(func.count()).select_from(ReusedRun).where(ReusedRun.experiment_id == experiment_id)
+        return self._session.scalar(query) or 0
 
     def page(self, *, limit: int, cursor: str | None) -> list[Experiment]:
         """Up to `limit` experiments, newest first, older than the one whose id is `cursor`."""

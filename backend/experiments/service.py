@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from backend.columns import content_digest
 from backend.experiments.repository import ExperimentRepository, IdempotencyRepository
 from backend.ids import new_id
+from backend.queue.needs import NeedRepository
 from backend.queue.service import QueueService
 from backend.runs.repository import RunRepository
 from backend.runs.service import run_view
-from backend.tables import Experiment, Run
+from backend.specs.service import Sweep, Variation
+from backend.tables import Experiment
 from nanollama.api import schemas
-from nanollama.api.errors import Conflict, NotFound
+from nanollama.api.errors import AlreadySucceeded, Conflict, NotFound
 from nanollama.api.status import RunState
-from nanollama.spec.base import content_hash
-from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.base import Problem
+
+INSERTED = 500
+"""Runs in one statement: so much is in memory twice."""
+LISTED = 100
+"""Earlier runs that an error names."""
 
 
 class ExperimentService:
@@ -29,90 +36,154 @@ class ExperimentService:
         self._experiments = ExperimentRepository(session)
         self._keys = IdempotencyRepository(session)
         self._runs = RunRepository(session)
+        self._needs = NeedRepository(session)
         self._queue = QueueService(session, now)
 
-    def submit(
-        self, given: schemas.ExperimentCreate, spec: ExperimentSpec, idempotency_key: str | None
-    ) -> schemas.Experiment:
+    def submit(self, given: schemas.ExperimentCreate, sweep: Sweep, idempotency_key: str | None) -> schemas.Experiment:
         """Create an experiment and queue its runs.
 
         Raises:
             Conflict: the key was used for another request.
+            AlreadySucceeded: with `reuse: ask`, runs that need not run again.
         """
         if idempotency_key is None:
-            return self._create(given, spec)
+            return self._create(given, sweep)
         request_hash = content_digest(given)
         before = self._keys.take(idempotency_key, request_hash, self._now)
         if before is None:
-            answer = self._create(given, spec)
+            answer = self._create(given, sweep)
             self._keys.answered(idempotency_key, answer.model_dump(mode="json"))
             return answer
         if before.request_hash != request_hash:
             raise Conflict("this Idempotency-Key was used for another request; choose a new key for each submission")
         return schemas.Experiment.model_validate(before.answer)
 
-    def get(self, experiment_id: str) -> schemas.Experiment:
-        """One experiment with its runs. Raises NotFound."""
-        row = self._experiments.get(experiment_id)
+    def get(self, experiment_id: str) -> schemas.ExperimentDetail:
+        """One experiment with its first runs. Raises NotFound."""
+        row = self._experiments.get(experiment_id, source=True)
         if row is None:
-            raise NotFound(f"there is no experiment '{experiment_id}'")
-        return experiment_view(row, self._runs.of_experiments([row.id]))
+            raise no_experiment(experiment_id)
+        return schemas.ExperimentDetail(**dict(self._view(row)), **(row.source or {}))
 
     def page(self, *, limit: int, cursor: str | None) -> schemas.ExperimentPage:
-        """A page of experiments with their runs, newest first."""
+        """A page of experiments with their first runs, newest first."""
         rows = self._experiments.page(limit=limit + 1, cursor=cursor)
-        runs: dict[str, list[Run]] = defaultdict(list)
-        for run in self._runs.of_experiments([row.id for row in rows[:limit]]):
-            runs[run.experiment_id].append(run)
         return schemas.ExperimentPage(
-            items=[experiment_view(row, runs[row.id]) for row in rows[:limit]],
+            items=[self._view(row) for row in rows[:limit]],
             next_cursor=rows[limit - 1].id if len(rows) > limit else None,
         )
 
-    def _create(self, given: schemas.ExperimentCreate, spec: ExperimentSpec) -> schemas.Experiment:
+    def _create(self, given: schemas.ExperimentCreate, sweep: Sweep) -> schemas.Experiment:
+        reused = self._reusable(sweep.runs) if given.reuse != "never" else {}
+        if reused and given.reuse == "ask":
+            raise _already_succeeded(sweep, reused)
+        source = {"config": given.config} if given.yaml is None else {"yaml": given.yaml}
         experiment = Experiment(
             id=new_id("e", self._now),
-            name=given.name or spec.orchestration.name,
+            name=given.name or sweep.name,
             notes=given.notes,
             tags=list(dict.fromkeys(given.tags)),
             created_at=self._now,
+            priority=given.priority,
+            resources=given.resources.model_dump(),
+            source=source,
+            num_runs=len(sweep.runs),
         )
         self._experiments.add(experiment)
-        run = self._new_run(experiment, given.priority, spec)
-        self._runs.add(run)
-        self._queue.open_attempt(run)
-        return experiment_view(experiment, [run])
+        needs = self._needs.put(given.resources)
+        rows: list[dict[str, Any]] = []
+        for row in self._new_runs(experiment, given, sweep, needs, reused):
+            rows.append(row)
+            if len(rows) == INSERTED:
+                self._enqueue(rows)
+                rows = []
+        self._enqueue(rows)
+        self._experiments.reuse(
+            {"experiment_id": experiment.id, "position": position, "run_id": run_id, "name": sweep.runs[position].name}
+            for position, run_id in reused.items()
+        )
+        return self._view(experiment).model_copy(update={"spec_notes": list(sweep.notes)})
 
-    def _new_run(self, experiment: Experiment, priority: int, spec: ExperimentSpec) -> Run:
-        run_id = new_id("r", self._now)
-        return Run(
-            id=run_id,
-            experiment_id=experiment.id,
-            name=experiment.name,
-            tags=experiment.tags,
-            search="\n".join([experiment.name, run_id, *experiment.tags]).lower(),
-            priority=priority,
-            app=spec.app,
-            config=spec.model_dump(mode="json"),
-            config_hash=content_hash(spec),
-            state=RunState.QUEUED,
-            cancel_requested=False,
-            attempt=0,
-            created_at=self._now,
-            total_steps=spec.optim.steps,
-            step=0,
-            tokens=0,
-            latest={},
+    def _enqueue(self, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            self._runs.add_many(rows)
+            self._queue.open_first_attempts(rows)
+
+    def _reusable(self, runs: Sequence[Variation]) -> dict[int, str]:
+        """By position, the id of an earlier run that has learnt the same."""
+        known = self._runs.succeeded([run.training_hash for run in runs])
+        return {i: known[run.training_hash] for i, run in enumerate(runs) if run.training_hash in known}
+
+    def _new_runs(
+        self,
+        experiment: Experiment,
+        given: schemas.ExperimentCreate,
+        sweep: Sweep,
+        needs: str | None,
+        reused: dict[int, str],
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of the runs that have to run."""
+        lone = len(sweep.runs) == 1 and not sweep.runs[0].params
+        for position, run in enumerate(sweep.runs):
+            if position in reused:
+                continue
+            run_id = new_id("r", self._now)
+            name = experiment.name if lone else run.name
+            words = dict.fromkeys([experiment.name, name, run_id, *experiment.tags])
+            yield {
+                "id": run_id,
+                "experiment_id": experiment.id,
+                "position": position,
+                "name": name,
+                "params": run.params,
+                "tags": experiment.tags,
+                "search": "\n".join(words).lower(),
+                "priority": given.priority,
+                "app": run.app,
+                "config": run.config,
+                "config_hash": run.config_hash,
+                "training_hash": run.training_hash,
+                "needs": needs,
+                "retries": given.retries,
+                "max_interruptions": given.max_interruptions,
+                "counted_from": 1,
+                "state": RunState.QUEUED,
+                "cancel_requested": False,
+                "attempt": 1,
+                "created_at": self._now,
+                "total_steps": run.steps,
+                "step": 0,
+                "tokens": 0,
+                "latest": {},
+            }
+
+    def _view(self, row: Experiment) -> schemas.Experiment:
+        return schemas.Experiment(
+            id=row.id,
+            name=row.name,
+            notes=row.notes,
+            tags=row.tags,
+            created_at=row.created_at,
+            priority=row.priority,
+            resources=schemas.Resources.model_validate(row.resources),
+            paused_since=row.paused_since,
+            num_runs=row.num_runs,
+            num_reused=self._experiments.num_reused(row.id),
+            counts=self._runs.counts(experiment=row.id),
+            runs=[run_view(run) for _, run in self._runs.first_of(row.id, schemas.SHOWN_RUNS)],
         )
 
 
-def experiment_view(row: Experiment, runs: list[Run]) -> schemas.Experiment:
-    """An experiment as the wire shows it."""
-    return schemas.Experiment(
-        id=row.id,
-        name=row.name,
-        notes=row.notes,
-        tags=row.tags,
-        created_at=row.created_at,
-        runs=[run_view(run) for run in runs],
-    )
+def no_experiment(experiment_id: str) -> NotFound:
+    """The error for an experiment that does not exist."""
+    return NotFound(f"there is no experiment '{experiment_id}'")
+
+
+def _already_succeeded(sweep: Sweep, reused: dict[int, str]) -> AlreadySucceeded:
+    remedy = "submit with reuse: always to take its result, or with reuse: never to run it again"
+    problems = [
+        Problem(path=sweep.runs[position].name, message=f"run {run_id} has learnt this already", remedy=remedy)
+        for position, run_id in list(reused.items())[:LISTED]
+    ]
+    runs = "1 run has" if len(reused) == 1 else f"{len(reused):,} of {len(sweep.runs):,} runs have"
+    return AlreadySucceeded(f"{runs} succeeded before; nothing was created", problems)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, true, update
+from sqlalchemy import Select, func, insert, select, true, update
 from sqlalchemy.orm import Session, undefer
 from sqlalchemy.sql import ColumnElement
 
@@ -35,10 +35,9 @@ class AttemptRepository:
         self._session = session
         self._sqlite = session.get_bind().dialect.name == "sqlite"
 
-    def add(self, attempt: Attempt) -> None:
-        """Insert an attempt."""
-        self._session.add(attempt)
-        self._session.flush()
+    def add_many(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert attempts."""
+        self._session.execute(insert(Attempt), rows)
 
     def lock(self, attempt_id: str) -> Attempt | None:
         """The attempt, which nobody else changes until the transaction ends."""

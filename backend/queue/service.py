@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,8 @@ from backend.tables import Attempt, Run
 from nanollama.api import schemas
 from nanollama.api.status import ATTEMPT_TRANSITIONS, AttemptState, RunState
 
+_OF_ATTEMPTS = ("id", "experiment_id", "priority", "needs")
+"""Columns of a run from which its attempts have theirs."""
 _ENDED_WITHOUT_RUN = {AttemptState.INTERRUPTED: "was interrupted", AttemptState.VOID: "was never started"}
 
 
@@ -27,25 +30,32 @@ class QueueService:
         self._runs = RunRepository(session)
         self._events = EventRepository(session)
 
+    def open_first_attempts(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Queue the first attempts of new runs, given as rows."""
+        self._attempts.add_many([self._queued(**{key: run[key] for key in _OF_ATTEMPTS}, number=1) for run in runs])
+        event = {"attempt": 1, "kind": "transition", "at": self._now, "to_state": AttemptState.QUEUED.value, "epoch": 0}
+        self._events.add_many([{"run_id": run["id"], **event} for run in runs])
+
     def open_attempt(self, run: Run, reason: str | None = None) -> None:
         """Queue the next attempt of a run."""
         run.attempt += 1
         run.state, run.reason, run.worker = RunState.QUEUED, reason, None
-        self._attempts.add(
-            Attempt(
-                id=new_id("a", self._now),
-                run_id=run.id,
-                experiment_id=run.experiment_id,
-                number=run.attempt,
-                priority=run.priority,
-                state=AttemptState.QUEUED,
-                epoch=0,
-                new_checkpoints=0,
-                reason=reason,
-                created_at=self._now,
-            )
-        )
+        row = self._queued(**{key: getattr(run, key) for key in _OF_ATTEMPTS}, number=run.attempt)
+        self._attempts.add_many([row | {"reason": reason}])
         self._transition_event(run, run.attempt, None, AttemptState.QUEUED, epoch=0, message=reason)
+
+    def _queued(self, *, id: str, number: int, **values: Any) -> dict[str, Any]:  # noqa: A002 - the run's
+        """The row of an attempt that waits."""
+        return {
+            "id": new_id("a", self._now),
+            "run_id": id,
+            "number": number,
+            "state": AttemptState.QUEUED,
+            "epoch": 0,
+            "new_checkpoints": 0,
+            "created_at": self._now,
+            **values,
+        }
 
     def cancel(self, run_id: str) -> schemas.Run:
         """Ask for a run to stop; at once when it is queued. A run that has ended stays as it is. Raises NotFound."""

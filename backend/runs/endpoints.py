@@ -17,15 +17,19 @@ router = APIRouter(prefix="/runs", tags=["runs"])
 
 @router.get("", summary="List runs", responses=error_responses())
 def list_runs(
+    *,
     context: ContextDep,
     state: Annotated[list[RunState], Query(max_length=7, description="only runs in one of these states")] = [],  # noqa: B006
     search: Annotated[str | None, Query(max_length=200, description="part of the name, the id or a tag")] = None,
+    experiment: Annotated[
+        str | None, Query(max_length=32, description="only runs of this experiment, and those that it reuses")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: RunCursor = None,
 ) -> RunPage:
-    """Runs, newest first. `counts` is over all runs that match the search, whatever their state."""
+    """Runs, newest first. `counts` is over all runs that match experiment and search, whatever their state."""
     with context.database.read() as session:
-        return RunService(session).page(states=state, search=search, limit=limit, cursor=cursor)
+        return RunService(session).page(states=state, search=search, experiment=experiment, limit=limit, cursor=cursor)
 
 
 @router.get("/{run_id}", summary="One run", responses=error_responses(404))

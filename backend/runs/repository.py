@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session, undefer
 from sqlalchemy.sql import ColumnElement
 
-from backend.tables import Attempt, Event, Run
+from backend.tables import Attempt, Event, ReusedRun, Run
 from nanollama.api.status import RunState
+
+AT_ONCE = 500  # values in one IN list
 
 
 class RunRepository:
@@ -20,10 +22,21 @@ class RunRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, run: Run) -> None:
-        """Insert a run."""
-        self._session.add(run)
-        self._session.flush()
+    def add_many(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert runs."""
+        self._session.execute(insert(Run), rows)
+
+    def succeeded(self, hashes: Sequence[str]) -> dict[str, str]:
+        """By training hash, the newest run that has succeeded."""
+        found: dict[str, str] = {}
+        for start in range(0, len(hashes), AT_ONCE):
+            query = (
+                select(Run.training_hash, func.max(Run.id))
+                .where(Run.training_hash.in_(hashes[start : start + AT_ONCE]), Run.state == RunState.SUCCEEDED)
+                .group_by(Run.training_hash)
+            )
+            found |= dict(self._session.execute(query).all())
+        return found
 
     def get(self, run_id: str, *, details: bool = False) -> Run | None:
         """One run; `details` loads its config and result too."""
@@ -41,24 +54,35 @@ class RunRepository:
         query = select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.id)
         return list(self._session.scalars(query.with_for_update().execution_options(populate_existing=True)))
 
-    def page(self, *, states: Sequence[RunState], search: str | None, limit: int, cursor: str | None) -> list[Run]:
+    def page(
+        self, *, states: Sequence[RunState], search: str | None, experiment: str | None, limit: int, cursor: str | None
+    ) -> list[Run]:
         """Up to `limit` runs, newest first, older than the one whose id is `cursor`."""
-        query = select(Run).where(*self._matching(search)).order_by(Run.id.desc()).limit(limit)
+        query = select(Run).where(*self._matching(search, experiment)).order_by(Run.id.desc()).limit(limit)
         if states:
             query = query.where(Run.state.in_(states))
         if cursor is not None:
             query = query.where(Run.id < cursor)
         return list(self._session.scalars(query))
 
-    def counts(self, search: str | None) -> dict[RunState, int]:
+    def counts(self, search: str | None = None, experiment: str | None = None) -> dict[RunState, int]:
         """Number of runs by state; states without any are left out."""
-        query = select(Run.state, func.count()).where(*self._matching(search)).group_by(Run.state)
+        query = select(Run.state, func.count()).where(*self._matching(search, experiment)).group_by(Run.state)
         return dict(self._session.execute(query).all())
 
-    def of_experiments(self, experiment_ids: Sequence[str]) -> list[Run]:
-        """All runs of some experiments, oldest first."""
-        query = select(Run).where(Run.experiment_id.in_(experiment_ids)).order_by(Run.id)
-        return list(self._session.scalars(query))
+    def first_of(self, experiment_id: str, limit: int) -> list[tuple[int, Run]]:
+        """The first runs of an experiment, reused ones included, each with its position."""
+        own = select(Run).where(Run.experiment_id == experiment_id).order_by(Run.position).limit(limit)
+        reused = (
+            select(ReusedRun.position, Run)
+            .join(Run, Run.id == ReusedRun.run_id)
+            .where(ReusedRun.experiment_id == experiment_id)
+            .order_by(ReusedRun.position)
+            .limit(limit)
+        )
+        found = [(run.position, run) for run in self._session.scalars(own)]
+        found += [(position, run) for position, run in self._session.execute(reused)]
+        return sorted(found, key=lambda pair: pair[0])[:limit]
 
     def attempts(self, run_id: str) -> list[Attempt]:
         """Attempts of a run, oldest first."""
@@ -71,8 +95,14 @@ class RunRepository:
         )
 
     @staticmethod
-    def _matching(search: str | None) -> list[ColumnElement[bool]]:
-        return [Run.search.contains(search.lower(), autoescape=True)] if search else []
+    def _matching(search: str | None, experiment: str | None) -> list[ColumnElement[bool]]:
+        conditions: list[ColumnElement[bool]] = []
+        if search:
+            conditions.append(Run.search.contains(search.lower(), autoescape=True))
+        if experiment is not None:
+            reused = select(ReusedRun.run_id).where(ReusedRun.experiment_id == experiment)
+            conditions.append(or_(Run.experiment_id == experiment, Run.id.in_(reused)))
+        return conditions
 
 
 class EventRepository:
@@ -107,6 +137,10 @@ class EventRepository:
             "message": message,
         }
         self._session.execute(insert(Event).values(**values))
+
+    def add_many(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append events to the log, in order."""
+        self._session.execute(insert(Event), rows)
 
     def of_run(self, run_id: str) -> list[Event]:
         """Events of a run, oldest first."""

@@ -21,14 +21,14 @@ class RunService:
         self._events = EventRepository(session)
 
     def page(
-        self, *, states: Sequence[RunState], search: str | None, limit: int, cursor: str | None
+        self, *, states: Sequence[RunState], search: str | None, experiment: str | None, limit: int, cursor: str | None
     ) -> schemas.RunPage:
         """A page of runs, and the counts by state over all runs that match the search."""
-        rows = self._runs.page(states=states, search=search, limit=limit + 1, cursor=cursor)
+        rows = self._runs.page(states=states, search=search, experiment=experiment, limit=limit + 1, cursor=cursor)
         return schemas.RunPage(
             items=[run_view(row) for row in rows[:limit]],
             next_cursor=rows[limit - 1].id if len(rows) > limit else None,
-            counts=self._runs.counts(search),
+            counts=self._runs.counts(search, experiment),
         )
 
     def detail(self, run_id: str) -> schemas.RunDetail:
@@ -67,6 +67,7 @@ def run_view(row: Run) -> schemas.Run:
         id=row.id,
         experiment_id=row.experiment_id,
         name=row.name,
+        params=row.params,
         state=row.state,
         reason=row.reason,
         cancel_requested=row.cancel_requested,

@@ -1,50 +1,86 @@
-"""Check a submitted config: every problem at once, with its place in the YAML."""
+"""Read a submitted config and its grid: every problem at once, with its place in the YAML."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nanollama
 from backend.columns import clean_data, dump_json
-from nanollama.api.schemas import SpecInput, Template, Validation
-from nanollama.spec.base import Problem, SpecError, content_hash, parse
+from nanollama.api import schemas
+from nanollama.spec.base import Note, Problem, SpecError, hash_data, parse
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import MAX_BYTES, load_yaml, locate
+from nanollama.spec.grid import Variant, expand, read_grid
+from nanollama.spec.identity import essence
+from nanollama.spec.load import MAX_BYTES, Document, load_yaml
+from nanollama.spec.translation import translate
 
 MAX_PROBLEMS = 200
 
-_VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
+_VARIABLE = re.compile(r"\$(?!GRIDID\b|\{GRIDID\})(?:\w+|\{\w+\})")
 
 
-def parse_spec(given: SpecInput) -> ExperimentSpec:
-    """The config that was sent.
+@dataclass(frozen=True)
+class Variation:
+    """One run of a submission: its name and what its grid sets, and its full resolved config with both hashes."""
+
+    name: str
+    params: dict[str, Any]
+    app: str
+    steps: int
+    config: dict[str, Any]
+    config_hash: str
+    training_hash: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a submission describes: several runs where it has a grid, otherwise one called as its config says."""
+
+    name: str
+    runs: list[Variation]
+    notes: tuple[Note, ...]
+
+
+def read_sweep(given: schemas.SpecInput) -> Sweep:
+    """The runs of a config, each of them checked.
 
     Raises:
         SpecError: with every problem; at its line and column when the config came as YAML.
     """
     try:
-        if given.yaml is None:
-            return _parse(given.config, _size_problems(given.config))
-        return _parse_yaml(given.yaml)
+        text = "" if given.yaml is None else given.yaml
+        data = clean_data(load_yaml(text) if given.yaml is not None else given.config)
+        problems = _size_problems(data) if given.yaml is None else []
+        return _sweep(data, text, problems + _variable_problems(data))
     except RecursionError:
         raise SpecError([Problem(path="", message="the config is nested too deeply")]) from None
 
 
-def validate_spec(given: SpecInput) -> Validation:
+def validate_spec(given: schemas.SpecInput) -> schemas.Validation:
     """What the service thinks of a config; nothing is stored."""
     try:
-        spec = parse_spec(given)
+        sweep = read_sweep(given)
     except SpecError as error:
-        return Validation(valid=False, problems=list(error.problems))
-    return Validation(valid=True, config=spec.model_dump(mode="json"), config_hash=content_hash(spec))
+        return schemas.Validation(valid=False, problems=list(error.problems))
+    first, last = sweep.runs[0], sweep.runs[-1]
+    return schemas.Validation(
+        valid=True,
+        config=first.config,
+        config_hash=first.config_hash,
+        num_runs=len(sweep.runs),
+        first_run=first.name,
+        last_run=last.name,
+        notes=list(sweep.notes),
+    )
 
 
-def templates(folders: Sequence[Path] | None = None) -> list[Template]:
+def templates(folders: Sequence[Path] | None = None) -> list[schemas.Template]:
     """The training configs that ship with the project, by name; other files in the folder are passed over."""
-    found: dict[str, Template] = {}
+    found: dict[str, schemas.Template] = {}
     for folder in template_folders() if folders is None else folders:
         for path in sorted(folder.glob("*.yaml")):
             text = path.read_text(encoding="utf-8")
@@ -52,7 +88,7 @@ def templates(folders: Sequence[Path] | None = None) -> list[Template]:
                 parse(ExperimentSpec, load_yaml(text))
             except SpecError:
                 continue
-            found.setdefault(path.stem, Template(name=path.stem, summary=_summary(text), yaml=text))
+            found.setdefault(path.stem, schemas.Template(name=path.stem, summary=_summary(text), yaml=text))
     return sorted(found.values(), key=lambda template: template.name)
 
 
@@ -68,23 +104,45 @@ def _summary(text: str) -> str:
     return next(filter(None, comments), "")
 
 
-def _parse_yaml(text: str) -> ExperimentSpec:
+def _sweep(data: Any, text: str, problems: list[Problem]) -> Sweep:
+    """The runs of a document; `problems` are those that have been found in it already, at its own paths."""
+    if not isinstance(data, dict):
+        parse(ExperimentSpec, data)  # says what it found instead
+    as_written = Document(data, text, (), {}, frozenset())
     try:
-        return _parse(load_yaml(text), [])
+        translation = translate(data)
+        document = Document(translation.data, text, translation.notes, translation.origins, frozenset())
+        grid = read_grid(document, ExperimentSpec)
     except SpecError as error:
-        raise SpecError(locate(text, error.problems)) from None
+        raise SpecError(_readable(as_written.locate([*error.problems, *problems]))) from None
+    if problems and "grid" in document.data:
+        raise SpecError(_readable(as_written.locate(problems)))
+    found: Sequence[Problem] = ()
+    try:
+        runs = [_variation(variant, swept=bool(grid.axes)) for variant in grid.variants()]
+    except SpecError as error:
+        if grid.axes:
+            expand(document, ExperimentSpec)  # every problem of every run, each once
+        found = error.problems
+    if found or problems:
+        all_problems = _readable([*found, *problems])
+        raise SpecError([*document.locate(all_problems[: len(found)]), *as_written.locate(all_problems[len(found) :])])
+    named = document.data.get("orchestration", {}).get("name", "run") if grid.axes else runs[0].name
+    return Sweep(name=str(named)[:200], runs=runs, notes=document.notes)
 
 
-def _parse(data: Any, problems: list[Problem]) -> ExperimentSpec:
-    data = clean_data(data)  # what is wrong is shown, so it has to be text that can be sent
-    problems = problems + _variable_problems(data)
-    try:
-        spec = parse(ExperimentSpec, data)
-    except SpecError as error:
-        raise SpecError(_readable([*error.problems, *problems])) from None
-    if problems:
-        raise SpecError(_readable(problems))
-    return spec
+def _variation(variant: Variant[ExperimentSpec], *, swept: bool) -> Variation:
+    spec = parse(ExperimentSpec, variant.data)
+    config = spec.model_dump(mode="json")
+    return Variation(
+        name=variant.name if swept else spec.orchestration.name,
+        params=dict(variant.values),
+        app=spec.app,
+        steps=spec.optim.steps,
+        config=config,
+        config_hash=hash_data(config),
+        training_hash=hash_data(essence(config)),
+    )
 
 
 def _readable(problems: list[Problem]) -> list[Problem]:

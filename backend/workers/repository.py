@@ -27,7 +27,7 @@ class WorkerRepository:
 
     def put(self, worker_id: str, values: dict[str, Any]) -> None:
         """Insert a worker or overwrite the given columns."""
-        statement = upsert(self._session, Worker).values(id=worker_id, syncs=0, **values)
+        statement = upsert(self._session, Worker).values(id=worker_id, syncs=0, drain_requested=False, **values)
         self._session.execute(statement.on_conflict_do_update(index_elements=[Worker.id], set_=values))
 
     def all(self) -> list[tuple[Worker, int]]:

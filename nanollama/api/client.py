@@ -17,6 +17,8 @@ from nanollama.api.errors import ERRORS, ApiError, InvalidRequest, NotFound, Una
 from nanollama.spec.base import Problem, SpecError, parse
 
 DEFAULT_URL = "http://127.0.0.1:8420"
+SWEEP_SECONDS = 120.0
+"""How long a call may take in which the service checks, and perhaps stores, each run of a sweep."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -80,7 +82,8 @@ class Client:
     def validate(self, *, yaml: str | None = None, config: dict[str, Any] | None = None) -> schemas.Validation:
         """Every problem of a spec, at once; nothing is stored."""
         body = schemas.SpecInput(yaml=yaml, config=config)
-        reply = self._call("POST", "/specs/validate", body=body, idempotent=True)
+        timeout = max(self._timeout, SWEEP_SECONDS)
+        reply = self._call("POST", "/specs/validate", body=body, timeout=timeout, idempotent=True)
         return _parse(reply, schemas.Validation)
 
     def submit(
@@ -92,35 +95,73 @@ class Client:
         notes: str = "",
         tags: list[str] | None = None,
         priority: int = 0,
+        resources: schemas.Resources | None = None,
+        reuse: str = "never",
+        retries: int = 0,
+        max_interruptions: int | None = None,
         idempotency_key: str | None = None,
     ) -> schemas.Experiment:
         """Create an experiment and queue its runs. Without a key of your own, retries of this call share a fresh one.
 
+        Args:
+            yaml: a config, perhaps with a `grid`; or else
+            config: the same as plain data.
+            name: of the experiment; `orchestration.name` when absent.
+            notes: free text.
+            tags: of the experiment and its runs.
+            priority: higher runs first.
+            resources: what each run needs.
+            reuse: what becomes of runs that would learn what an earlier one has learnt: never, ask, always.
+            retries: attempts that may fail without ending a run.
+            max_interruptions: attempts that may be interrupted; any number when absent.
+            idempotency_key: repetitions with the same key create nothing and get the same answer.
+
         Raises:
             InvalidRequest: with every problem of the spec.
+            AlreadySucceeded: with reuse="ask", the earlier runs; nothing was created.
         """
-        given = {"yaml": yaml, "config": config, "name": name, "notes": notes, "tags": tags or [], "priority": priority}
+        given = {
+            "yaml": yaml,
+            "config": config,
+            "name": name,
+            "notes": notes,
+            "tags": tags or [],
+            "priority": priority,
+            "resources": {} if resources is None else resources.model_dump(),
+            "reuse": reuse,
+            "retries": retries,
+            "max_interruptions": max_interruptions,
+        }
         try:
             body = parse(schemas.ExperimentCreate, given)
         except SpecError as error:
             raise InvalidRequest("the submission is invalid", error.problems) from None
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        reply = self._call("POST", "/experiments", body=body, headers=headers, idempotent=True)
+        timeout = max(self._timeout, SWEEP_SECONDS)
+        reply = self._call("POST", "/experiments", body=body, headers=headers, timeout=timeout, idempotent=True)
         return _parse(reply, schemas.Experiment)
 
     def experiments(self, *, limit: int = 50, cursor: str | None = None) -> schemas.ExperimentPage:
         """Experiments, newest first."""
         return self._get("/experiments", schemas.ExperimentPage, limit=limit, cursor=cursor)
 
-    def experiment(self, experiment_id: str) -> schemas.Experiment:
-        """One experiment with its runs."""
-        return self._get(f"/experiments/{_segment(experiment_id)}", schemas.Experiment)
+    def experiment(self, experiment_id: str) -> schemas.ExperimentDetail:
+        """One experiment with what was submitted and its first runs; `runs(experiment=…)` pages all."""
+        return self._get(f"/experiments/{_segment(experiment_id)}", schemas.ExperimentDetail)
 
     def runs(
-        self, *, state: list[str] | None = None, search: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        state: list[str] | None = None,
+        search: str | None = None,
+        experiment: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> schemas.RunPage:
-        """Runs, newest first, optionally of some states only or with `search` in the name, the id or a tag."""
-        return self._get("/runs", schemas.RunPage, state=state, search=search, limit=limit, cursor=cursor)
+        """Runs, newest first; of some states only, with `search` in the name, the id or a tag, of one experiment."""
+        return self._get(
+            "/runs", schemas.RunPage, state=state, search=search, experiment=experiment, limit=limit, cursor=cursor
+        )
 
     def run(self, run_id: str) -> schemas.RunDetail:
         """One run."""

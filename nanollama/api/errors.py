@@ -43,6 +43,12 @@ class Conflict(ApiError):
     status, code = 409, "conflict"
 
 
+class AlreadySucceeded(ApiError):
+    """Runs of the submission would learn what earlier ones have learnt; `problems` names both. Nothing was created."""
+
+    status, code = 409, "already_succeeded"
+
+
 class StaleEpoch(ApiError):
     """The caller's lease is gone: another worker, or a later life of this one, holds the attempt."""
 
@@ -85,6 +91,7 @@ ERRORS: dict[str, type[ApiError]] = {
         InvalidRequest,
         NotFound,
         Conflict,
+        AlreadySucceeded,
         StaleEpoch,
         OffsetMismatch,
         TooLarge,

@@ -18,7 +18,7 @@ from pydantic import (
 
 from nanollama.api.scopes import POOL_PREFIX, check_scope
 from nanollama.api.status import AttemptState, RunState
-from nanollama.spec.base import Problem
+from nanollama.spec.base import Note, Problem
 from nanollama.spec.rundir import decode_number, encode_number
 
 _WORDS = ("NaN", "Infinity", "-Infinity")
@@ -60,7 +60,10 @@ class ErrorBody(Response):
 
 
 class SpecInput(Request):
-    """A training config, as YAML text (errors then carry lines) or as an object: exactly one of the two."""
+    """A training config, as YAML text (errors then carry lines) or as an object: exactly one of the two.
+
+    With a `grid` it describes several runs. Older shapes are understood, and what was found idle is noted.
+    """
 
     yaml: str | None = Field(default=None, examples=["data:\n  seq_len: 64\n"])
     config: dict[str, Any] | None = None
@@ -77,8 +80,12 @@ class Validation(Response):
 
     valid: bool
     problems: list[Problem] = []
-    config: dict[str, Any] | None = Field(default=None, description="the full resolved config")
+    config: dict[str, Any] | None = Field(default=None, description="the full resolved config, of the first run")
     config_hash: str | None = None
+    num_runs: int = Field(default=0, description="runs that it describes")
+    first_run: str | None = Field(default=None, description="name of the first run")
+    last_run: str | None = None
+    notes: list[Note] = Field(default=[], description="keys that have moved or mean nothing any more")
 
 
 class Template(Response):
@@ -89,13 +96,40 @@ class Template(Response):
     yaml: str
 
 
-class ExperimentCreate(SpecInput):
-    """A spec to run. The run's name is `orchestration.name` unless `name` is given."""
+class Resources(Request):
+    """What each run needs; what is not asked for is not looked at."""
+
+    executor: Literal["local", "slurm", "fake"] | None = None
+    accelerators: int = Field(default=0, ge=0, le=10_000)
+    cpus: int = Field(default=0, ge=0, le=100_000)
+    memory_gb: float = Field(default=0, ge=0, le=1e6)
+    labels: list[Annotated[Label, Field(max_length=64)]] = Field(
+        default=[], max_length=32, description="each has to be one of the worker's"
+    )
+
+
+class Budgets(Request):
+    """How often a run is tried again by itself, from its checkpoints."""
+
+    retries: int = Field(default=0, ge=0, le=1000, description="attempts that may fail without ending the run")
+    max_interruptions: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="attempts that may be interrupted; any number when absent"
+    )
+
+
+class ExperimentCreate(SpecInput, Budgets):
+    """A spec to run. The experiment's name is `orchestration.name` unless `name` is given.
+
+    `reuse` says what becomes of runs that would learn what an earlier one has: `never`, they run again; `always`,
+    the earlier ones take their place; `ask`, nothing is created if there are any, and the error lists them.
+    """
 
     name: Label | None = Field(default=None, max_length=200)
     notes: str = Field(default="", max_length=10_000)
     tags: list[Annotated[Label, Field(max_length=64)]] = Field(default=[], max_length=32)
     priority: int = Field(default=0, ge=-100, le=100, description="higher first")
+    resources: Resources = Resources()
+    reuse: Literal["never", "ask", "always"] = "never"
 
 
 class Progress(Response):
@@ -117,6 +151,7 @@ class Run(Response):
     id: str
     experiment_id: str
     name: str
+    params: dict[str, Any] = Field(default={}, description="what the grid of its experiment sets, by dotted key")
     state: RunState
     reason: str | None = Field(default=None, description="why it is in this state, in words")
     cancel_requested: bool
@@ -147,6 +182,9 @@ class RunPage(Response):
     counts: dict[RunState, int] = {}
 
 
+SHOWN_RUNS = 20
+
+
 class Experiment(Response):
     """A spec and the runs that it made."""
 
@@ -155,7 +193,21 @@ class Experiment(Response):
     notes: str
     tags: list[str]
     created_at: datetime
-    runs: list[Run]
+    priority: int = 0
+    resources: Resources = Resources()
+    paused_since: datetime | None = None
+    num_runs: int = Field(default=1, description="of its own, and those of earlier experiments that it reuses")
+    num_reused: int = 0
+    counts: dict[RunState, int] = Field(default={}, description="runs by state")
+    runs: list[Run] = Field(description=f"the first {SHOWN_RUNS} of its runs; GET /runs?experiment= pages all")
+    spec_notes: list[Note] = Field(default=[], description="on submission: keys that have moved or mean nothing now")
+
+
+class ExperimentDetail(Experiment):
+    """An experiment with what was submitted."""
+
+    yaml: str | None = None
+    config: dict[str, Any] | None = None
 
 
 class ExperimentPage(Response):
@@ -319,6 +371,10 @@ class WorkerRegistration(Request):
     run_root: str = Field(max_length=4096, description="absolute path under which attempt directories lie")
     slots: int = Field(ge=0, le=100_000)
     version: str = Field(max_length=64)
+    accelerators: int | None = Field(default=None, ge=0, le=10_000, description="for all its runs together, as follows")
+    cpus: int | None = Field(default=None, ge=0, le=100_000)
+    memory_gb: float | None = Field(default=None, ge=0, le=1e6)
+    labels: list[Annotated[Label, Field(max_length=64)]] = Field(default=[], max_length=64)
 
 
 class WorkerTerms(Response):

@@ -90,7 +90,9 @@ def test_lists(client: Client) -> None:
     page = client.experiments(limit=3)
     assert [item.name for item in page.items] == ["run 4", "run 3", "run 2"]
     assert len(client.experiments(limit=3, cursor=page.next_cursor).items) == 2
-    assert client.experiment(page.items[0].id) == page.items[0]
+    detail = client.experiment(page.items[0].id)
+    assert detail.yaml == SPEC_YAML
+    assert dict(page.items[0]).items() <= dict(detail).items()
 
 
 def test_errors_are_typed(client: Client) -> None:

@@ -16,7 +16,7 @@ from backend.queue.service import QueueService
 from backend.queue.sync import SyncService
 from backend.queue.transitions import TransitionService
 from backend.settings import Settings
-from backend.specs.service import parse_spec
+from backend.specs.service import read_sweep
 from backend.streams.service import StreamService
 from backend.tables import Attempt, Base, Event, Run
 from backend.workers.service import WorkerService
@@ -26,7 +26,7 @@ from nanollama.api.status import AttemptState, RunState
 from tests.support.service import SPEC_YAML, ManualClock, checkpoint_line
 
 GIVEN = schemas.ExperimentCreate(yaml=SPEC_YAML)
-SPEC = parse_spec(GIVEN)
+SWEEP = read_sweep(GIVEN)
 SETTINGS = Settings()
 WORKERS = ("a", "b", "stranger")
 ENDED = (AttemptState.INTERRUPTED, AttemptState.VOID)
@@ -73,7 +73,7 @@ class World:
             return act(session)
 
     def submit(self) -> None:
-        self.write(lambda s: ExperimentService(s, clock_now(self)).submit(GIVEN, SPEC, None))
+        self.write(lambda s: ExperimentService(s, clock_now(self)).submit(GIVEN, SWEEP, None))
 
     def cancel(self, index: int) -> None:
         with self.database.read() as session:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.specs.service import parse_spec, template_folders, templates, validate_spec
+from backend.specs.service import read_sweep, template_folders, templates, validate_spec
 from nanollama.api.schemas import SpecInput
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.load import MAX_BYTES, load_yaml
@@ -93,7 +93,7 @@ def test_too_deep() -> None:
     for _ in range(20_000):
         nested = [nested]
     with pytest.raises(SpecError, match="nested too deeply"):
-        parse_spec(SpecInput.model_construct(yaml=None, config={"data": nested}))
+        read_sweep(SpecInput.model_construct(yaml=None, config={"data": nested}))
     assert "nested too deeply" in problems("[" * 1500)[""].message
 
 
