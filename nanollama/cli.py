@@ -33,7 +33,9 @@ from nanollama.progress import RunProgress, nats
 from nanollama.spec.base import Note
 from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import read_config, read_document
+from nanollama.spec.grid import expand
+from nanollama.spec.load import read_document
+from nanollama.spec.paths import absolute_paths
 from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError, home_database
 
 POLL_SECONDS = 0.5
@@ -182,19 +184,24 @@ def submit(
     follow: Annotated[bool, typer.Option("--watch", help="Show a live bar until it has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a training config; `$VARIABLES` in it and relative paths of data are those of this shell."""
-    loaded = read_config(ExperimentSpec, [f"config={file}", *context.args])
-    _print_notes(loaded.notes)
-    config = loaded.spec.model_dump(mode="json")
-    if "path" in config["data"]:
-        config["data"]["path"] = str(Path(config["data"]["path"]).absolute())
+    """Queue a training config, or each run of its grid; `$VARIABLES` and relative paths of data are this shell's."""
+    document = read_document([f"config={file}", *context.args])
+    _print_notes(document.notes)
+    num_runs = len(expand(document, ExperimentSpec))
+    if follow and num_runs > 1:
+        raise typer.BadParameter(f"the grid describes {num_runs:,} runs, and one can be watched", param_hint="--watch")
     with Client(url) as client:
-        experiment = client.submit(config=config, name=name, tags=tag or [], notes=notes, priority=priority)
+        experiment = client.submit(
+            config=absolute_paths(document.data), name=name, tags=tag or [], notes=notes, priority=priority
+        )
         if as_json:
             _print_json(experiment)
         else:
             for run in experiment.runs:
                 out.print(f"{run.id}  {escape(run.name)}  queued", soft_wrap=True)
+            more = experiment.num_runs - len(experiment.runs)
+            if more:
+                out.print(f"and {more:,} more in experiment {experiment.id}", soft_wrap=True)
     if follow:
         watch(experiment.runs[0].id, url)
 

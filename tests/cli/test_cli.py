@@ -144,6 +144,19 @@ def test_relative_data_is_that_of_the_shell(
         assert client.run(run_id).config["data"]["path"] == str(tmp_path / "sets" / "train.h5")
 
 
+def test_a_grid_is_submitted_whole(n2n: N2n, url: str, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = number_of_runs(url)
+    assert n2n("submit", config, "grid.optim.lr=[1e-3, 1e-2]", "grid.orchestration.utils.seed=range(0, 15)") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:2]] == ["lr=0.001,seed=0", "lr=0.001,seed=1"]
+    assert lines[-1].startswith("and 10 more in experiment e")
+    assert number_of_runs(url) == before + 30
+    assert n2n("submit", config, "grid.optim.lr=[1e-3, 1e-2]", "--watch") == 2
+    assert n2n("submit", config, "grid.model.emb_dim=[16, 15]") == 2
+    assert "emb_dim=15" in capsys.readouterr().err
+    assert number_of_runs(url) == before + 30
+
+
 @pytest.mark.parametrize("run_id", ["", "..", "../workers", "a/../b"])
 def test_ids_lead_nowhere_else(n2n: N2n, capsys: pytest.CaptureFixture[str], run_id: str) -> None:
     assert n2n("cancel", run_id) == 1
