@@ -49,7 +49,7 @@ def test_paths_and_targets_in_the_readme_exist() -> None:
 @pytest.mark.parametrize(
     ("module", "blocked"),
     [
-        ("backend", ["torch", "numpy", "h5py", "worker", "dashboard", "streamlit"]),
+        ("backend", ["torch", "numba", "h5py", "worker", "dashboard", "streamlit"]),
         ("worker", ["torch", "numpy", "h5py", "backend", "dashboard", "sqlalchemy", "fastapi", "streamlit"]),
         ("dashboard", ["torch", "h5py", "backend", "worker", "sqlalchemy", "fastapi"]),
         ("nanollama.cli", ["torch", "numpy", "h5py", "backend", "worker", "dashboard", "sqlalchemy", "fastapi"]),

@@ -14,7 +14,7 @@ from nanollama.spec.command import run_command, stop_signals
 from nanollama.spec.load import apply_override
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["apps/gssm/train", "apps/gssm/data", "apps/gssm/entropy", "launcher"]
+COMMANDS = ["apps/gssm/train", "apps/gssm/data", "apps/gssm/entropy", "apps/gssm/calibrate", "launcher"]
 
 
 def end_of(command: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
