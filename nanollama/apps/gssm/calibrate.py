@@ -1,10 +1,10 @@
 """Find the alphas that give the graph of a config a wanted entropy, and compare it with what compressors need.
 
-    python -m nanollama.apps.gssm.calibrate config=configs/gssm/debug.yaml target=1.2 [nodes=latents] [seeds=10] [key.sub=value …]
+    python -m nanollama.apps.gssm.calibrate config=configs/gssm/debug.yaml target=1.2 [nodes=latents] [key.sub=value …]
 
 The alphas of some nodes are multiplied by a common factor until the entropy, averaged over the kernels of the seeds
-0 .. seeds-1, is the target. The config is one of training or one that makes sets: its graph and length are used, not its
-seed.
+0 .. seeds-1, is the target. The config is one of training or one that makes sets: its graph and length are used, not
+its seed.
 
     target=NATS         wanted entropy, nats per token
     nodes=latents       whose alphas move: latents, observed, all, or names with commas between them
