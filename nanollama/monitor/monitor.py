@@ -16,6 +16,7 @@ from nanollama.monitor.attempt import write_result, write_stopped
 from nanollama.monitor.background import Background
 from nanollama.monitor.checkpoint import Checkpoints, snapshot
 from nanollama.monitor.console import ProgressDisplay
+from nanollama.monitor.evaluation import Evaluation, write_evaluation
 from nanollama.monitor.logger import JsonLines, close_log, open_log
 from nanollama.monitor.preemption import stop_requested
 from nanollama.monitor.summary import describe
@@ -158,6 +159,30 @@ class Monitor:
         if self._saving.asynchronous:
             contents = snapshot(contents)
         self._saving.start(partial(self._save, step, {CONFIG: self._config, **contents}))
+
+    def evaluated(self, step: int, tokens: int, found: Evaluation) -> None:
+        """Write an evaluation down: a metric line of its own, its file, an event, and the score of its step.
+
+        The time that it took does not count as training time.
+
+        Args:
+            step: optimizer steps done.
+            tokens: tokens trained on since the start of the run.
+            found: the same on every rank.
+        """
+        if not self._first:
+            return
+        last, tokens_before = self._last_line
+        self._last_line = (last + found.seconds, tokens_before)
+        self._metrics.write({"step": step, "tokens": tokens, "time": time.time(), **found.metrics()})
+        place = None
+        try:
+            place = str(write_evaluation(self._run_dir, step, found.record()).relative_to(self._run_dir))
+            self.note_score(step, found.score)
+        except OSError as error:
+            self.warn(f"the evaluation of step {step} could not be kept in a file: {error.strerror}", step)
+        self._event("evaluated", step, path=place, message=str(found), by_position=found.shipped_curves())
+        log.info("step %d evaluated: %s", step, found)
 
     def note_score(self, step: int, score: float) -> None:
         """Remember how good the learner of this step is, lower is better, for the choice of the best checkpoints."""

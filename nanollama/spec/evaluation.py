@@ -14,9 +14,9 @@ class EvaluationData(Spec):
     """The sequences of an evaluation: of a file, or sampled from the graph of the training data."""
 
     path: str | None = Field(default=None, min_length=1, description="HDF5 file; sequences are sampled when absent")
-    n_data: int | None = Field(default=None, ge=1, description="only the first n_data sequences of the file")
+    n_data: int | None = Field(default=None, ge=2, description="only the first n_data sequences of the file")
     batch_size: int | None = Field(
-        default=None, ge=1, le=2**20, description="sequences at a time; as in training when absent"
+        default=None, ge=1, le=2**20, description="sequences at a time; as in a micro-batch of training when absent"
     )
     split: str = Field(
         default="test", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="split that keys the sampled sequences"
@@ -26,8 +26,10 @@ class EvaluationData(Spec):
 class EvaluationSpec(Spec):
     """Loss, bound and exact KL on held-out sequences while the run trains."""
 
-    period: int = Field(default=0, ge=0, description="steps between two evaluations; 0: none")
-    asynchronous: bool = Field(default=False, description="evaluate checkpoints in a job of their own")
+    period: int = Field(default=0, ge=0, description="steps between two evaluations, and one at the end; 0: none")
+    asynchronous: bool = Field(
+        default=False, description="leave evaluation to a job of its own, which follows the run's checkpoints"
+    )
     num_sequences: int | None = Field(
         default=None, ge=2, le=2**32, description="held-out sequences that are sampled; 1,024 when absent"
     )

@@ -27,7 +27,6 @@ UNIMPLEMENTED: dict[str, tuple[object, ...]] = {
     "orchestration.profiler.active": (False,),
     "orchestration.wandb.active": (False,),
     "orchestration.tensorboard.active": (False,),
-    "evaluation.period": (0,),
 }
 """Keys that nothing obeys yet, and the values that are accepted because they ask for nothing new."""
 

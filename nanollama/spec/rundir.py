@@ -7,6 +7,8 @@
         score.json                    Score, by temporary file and rename, once the checkpoint has been evaluated
         pinned                        its existence forbids training to remove the checkpoint; made and removed by the
                                       service or by hand at any time, with any content (who, why)
+    evaluations/<step, 10 digits>.json   of an evaluated step: means with standard errors, by position too, and probes;
+                                      by temporary file and rename, a newer evaluation of the step replaces it
     <attempt>/
         config.yaml                   the full resolved config, written before the start
         metrics/rank<k>.jsonl         MetricLine records, append-only, whole lines
@@ -33,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 SCORE = "score.json"
+EVALUATIONS = "evaluations"
 PINNED = "pinned"
 CONFIG = "config.yaml"
 METRICS = "metrics"
@@ -96,10 +99,16 @@ class EventLine(_Record):
     kind: EventKind
     step: int = Field(ge=0)
     time: float
-    path: str | None = Field(default=None, description="checkpoint directory, relative to the run directory")
+    path: str | None = Field(
+        default=None, description="checkpoint directory, or file of an evaluation, relative to the run directory"
+    )
     size_bytes: int | None = None
     digest: str | None = Field(default=None, description="SHA-256 of the checkpoint's manifest")
     message: str | None = None
+    by_position: dict[str, tuple[float | None, ...]] | None = Field(
+        default=None,
+        description="of an evaluation: `positions`, and loss, bound, excess, kl and their _stderr there, in nats",
+    )
 
 
 class ManifestFile(_Record):
@@ -172,6 +181,11 @@ class Exit(_Record):
 def checkpoint_name(step: int) -> str:
     """Directory name of the checkpoint of a step."""
     return f"{step:010d}"
+
+
+def evaluation_name(step: int) -> str:
+    """File name of the evaluation of a step."""
+    return f"{step:010d}.json"
 
 
 def metrics_file(attempt_dir: Path, rank: int) -> Path:

@@ -230,7 +230,6 @@ VALUES = {
     "orchestration.profiler.active": True,
     "orchestration.wandb.active": True,
     "orchestration.tensorboard.active": True,
-    "evaluation.period": 5,
 }
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nanollama.apps.gssm.held_out import build_evaluator, evaluation_notes
 from nanollama.cluster.cluster import Cluster, accumulating, leave, open_cluster, this_rank
 from nanollama.data.loader import Loader, build_loader
 from nanollama.model.build import build_model, num_parameters
@@ -42,6 +43,7 @@ from nanollama.monitor.attempt import (
     write_stopped,
 )
 from nanollama.monitor.checkpoint import tensor_problems
+from nanollama.monitor.evaluation import Evaluator
 from nanollama.monitor.memory import Work, is_out_of_memory, out_of_memory
 from nanollama.monitor.monitor import Monitor
 from nanollama.monitor.preemption import StopSignals
@@ -77,6 +79,8 @@ class Trainer:
         loader: Loader,
         model: nn.Module,
         signalled: Callable[[], str | None],
+        *,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self.spec = spec
         self.signalled = signalled
@@ -89,6 +93,8 @@ class Trainer:
         self.seconds = 0.0
         self.skipped = self.skipped_in_a_row = 0  # steps whose loss or gradient was not finite
         self.asked: str | None = None  # who has asked this rank to save and stop
+        self.evaluator = evaluator
+        self.evaluated = 0  # step of the last evaluation
         self.window = FinalWindow()
 
     @property
@@ -107,6 +113,8 @@ class Trainer:
         monitor.started(self.step, self.tokens, checkpoint)
         if self.loader.scorer is None:
             monitor.warn(self.loader.scorer_note or "these sequences have no bound", self.step)
+        for note in evaluation_notes(self.spec, self.evaluator):
+            monitor.warn(note, self.step)
         try:
             self.train_steps(monitor)
         except Diverged as error:
@@ -129,11 +137,24 @@ class Trainer:
         steps, period = self.spec.optim.steps, self.spec.orchestration.checkpoint.period
         started = time.monotonic() - self.seconds
         stopping = False
+        self.evaluate_when_due(monitor)  # the attempt before may have stopped without it
         while self.step < steps and not stopping:
             stopping = self.train_step(monitor)
+            if not stopping:  # who asks for a stop may not wait for long
+                self.evaluate_when_due(monitor)
             self.seconds = time.monotonic() - started
             if stopping or self.step == steps or (period and self.step % period == 0):
                 monitor.save(self.step, self.state())
+        if self.step == steps:
+            self.evaluate_when_due(monitor)
+
+    def evaluate_when_due(self, monitor: Monitor) -> None:
+        """Evaluate the learner, once, every `evaluation.period` steps and after the last; training is not touched."""
+        if self.evaluator is None or self.step == self.evaluated:
+            return
+        if self.step % self.spec.evaluation.period == 0 or self.step == self.spec.optim.steps:
+            monitor.evaluated(self.step, self.tokens, self.evaluator.evaluate(self.model))
+            self.evaluated = self.step
 
     def train_step(self, monitor: Monitor) -> bool:
         """One optimizer step on the next global batch; returns whether the ranks agree to stop after it.
@@ -230,6 +251,7 @@ class Trainer:
             "seconds": self.seconds,
             "skipped": (self.skipped, self.skipped_in_a_row),
             "window": self.window.state(),
+            "evaluated": self.evaluated,
             "rng": self.cluster.gather(_rng_state(self.cluster.device)),
         }
         return {MODEL: self.model.state_dict(), TRAINER: trainer}
@@ -252,6 +274,7 @@ class Trainer:
         self.step, self.seconds = trainer["step"], trainer["seconds"]
         self.skipped, self.skipped_in_a_row = trainer["skipped"]
         self.window = FinalWindow(**trainer["window"])
+        self.evaluated = trainer["evaluated"]
         if self.cluster.rank < len(trainer["rng"]):
             _set_rng_state(trainer["rng"][self.cluster.rank], device)
 
@@ -286,11 +309,14 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
                 print(f"{run_dir} is finished: {describe(result)}")
             return 0
     loader, model = cluster.together(lambda: build(spec, cluster))
+    evaluator = None
+    if spec.evaluation.period and not spec.evaluation.asynchronous:
+        evaluator = cluster.together(lambda: build_evaluator(spec, cluster, vocab_size=loader.vocab_size))
     with ExitStack() as held:
         directory = attempt_dir or cluster.from_first(lambda: _begin_attempt(spec, run_dir, held))
         monitor = held.enter_context(Monitor(spec, directory, cluster.rank))
         log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
-        code = Trainer(spec, cluster, loader, model, signalled).train(monitor)
+        code = Trainer(spec, cluster, loader, model, signalled, evaluator=evaluator).train(monitor)
     if code == EXIT_INTERRUPTED and attempt_dir is None and cluster.first:
         print("start it again by the same command", file=sys.stderr)
     return code
