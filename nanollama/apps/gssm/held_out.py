@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,9 @@ def _of_file(spec: ExperimentSpec, path: str, device: torch.device | str) -> Hel
         seq_len=reader.seq_len,
         device=device,
     )
-    if kernels.content_hash() != _training_model(spec.data)[0].content_hash():
-        sequences.origin_note = f"{path} comes from another model than the training data: it measures transfer"
+    with suppress(SpecError):  # a checkpoint may be evaluated where its training data are not
+        if kernels.content_hash() != _training_model(spec.data)[0].content_hash():
+            sequences.origin_note = f"{path} comes from another model than the training data: it measures transfer"
     return sequences
 
 
