@@ -64,7 +64,6 @@ def _check_cursor(prefix: str) -> Callable[[str], str]:
 
 
 _CursorQuery = Query(max_length=32, description="`next_cursor` of the page before")
-RunCursor = Annotated[Annotated[str, AfterValidator(_check_cursor("r"))] | None, _CursorQuery]
 ExperimentCursor = Annotated[Annotated[str, AfterValidator(_check_cursor("e"))] | None, _CursorQuery]
 
 

@@ -67,7 +67,7 @@ class Run(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        Index(None, "state"),
+        Index(None, "state", "experiment_id", "id"),  # all that most filters look at
         Index(None, "experiment_id", "position"),
         Index(None, "experiment_id", "state"),
         Index(None, "training_hash", "state"),
@@ -104,6 +104,20 @@ class Run(Base):
     latest: Mapped[dict[str, Any]]
     progress_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+
+
+class Param(Base):
+    """A scalar of configs, by dotted key: of one run, or without a run id of every run of the experiment."""
+
+    __tablename__ = "params"
+    __table_args__ = (Index(None, "key", "number"), Index(None, "key", "text"))
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    key: Mapped[str] = mapped_column(Words(NAME))
+    number: Mapped[float | None]
+    text: Mapped[str] = mapped_column(Words(NAME), doc="words as they are, other scalars as JSON")
 
 
 class Worker(Base):

@@ -92,12 +92,15 @@ class ExperimentService:
         self._experiments.add(experiment)
         needs = self._needs.put(given.resources)
         rows: list[dict[str, Any]] = []
+        configs: list[tuple[str, dict[str, Any]]] = []
         for row in self._new_runs(experiment, given, sweep, needs, reused):
             rows.append(row)
+            configs.append((row["id"], row["config"]))
             if len(rows) == INSERTED:
                 self._enqueue(rows)
                 rows = []
         self._enqueue(rows)
+        self._runs.add_params(experiment.id, configs)
         self._experiments.reuse(
             {"experiment_id": experiment.id, "position": position, "run_id": run_id, "name": sweep.runs[position].name}
             for position, run_id in reused.items()

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from backend.deps import ContextDep, RunCursor, RunId, error_responses
+from backend.deps import ContextDep, RunId, error_responses
 from backend.queue.service import QueueService
-from backend.runs.service import RunService
+from backend.runs.service import RunService, Wanted
+from nanollama.api.filters import LANGUAGE, MAX_CHARS
 from nanollama.api.schemas import Attempt, Event, Run, RunDetail, RunPage
 from nanollama.api.status import RunState
 
@@ -24,12 +25,29 @@ def list_runs(
     experiment: Annotated[
         str | None, Query(max_length=32, description="only runs of this experiment, and those that it reuses")
     ] = None,
+    filter: Annotated[  # noqa: A002 - the name on the wire
+        str | None,
+        Query(max_length=MAX_CHARS, description=LANGUAGE, examples=["state:running optim.lr>1e-3 excess<0.02"]),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        Query(
+            max_length=201,
+            description="a field or a metric, `-` in front for the largest first; the newest first if absent",
+            examples=["-excess"],
+        ),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: RunCursor = None,
+    cursor: Annotated[str | None, Query(max_length=2000, description="`next_cursor` of the page before")] = None,
 ) -> RunPage:
-    """Runs, newest first. `counts` is over all runs that match experiment and search, whatever their state."""
+    """Runs, newest first unless `sort` says otherwise; what has no value to sort by comes last.
+
+    `counts` is over all runs that match filter, experiment and search, whatever `state` says. Pages hold while runs are
+    added: each begins where the one before ended.
+    """
+    wanted = Wanted(state, search, experiment, filter, sort, limit, cursor)
     with context.database.read() as session:
-        return RunService(session).page(states=state, search=search, experiment=experiment, limit=limit, cursor=cursor)
+        return RunService(session).page(wanted, context.clock())
 
 
 @router.get("/{run_id}", summary="One run", responses=error_responses(404))

@@ -10,7 +10,10 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.orm import Session, undefer
 from sqlalchemy.sql import ColumnElement
 
+from backend.runs.filtering import Page, condition
+from backend.runs.params import add_params
 from backend.tables import Attempt, Event, ReusedRun, Run
+from nanollama.api.filters import Term
 from nanollama.api.status import RunState
 
 AT_ONCE = 500  # values in one IN list
@@ -54,20 +57,28 @@ class RunRepository:
         query = select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.id)
         return list(self._session.scalars(query.with_for_update().execution_options(populate_existing=True)))
 
-    def page(
-        self, *, states: Sequence[RunState], search: str | None, experiment: str | None, limit: int, cursor: str | None
-    ) -> list[Run]:
-        """Up to `limit` runs, newest first, older than the one whose id is `cursor`."""
-        query = select(Run).where(*self._matching(search, experiment)).order_by(Run.id.desc()).limit(limit)
-        if states:
-            query = query.where(Run.state.in_(states))
-        if cursor is not None:
-            query = query.where(Run.id < cursor)
-        return list(self._session.scalars(query))
+    def add_params(self, experiment_id: str, configs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Let the runs of an experiment, given by id and config, be found by what their configs say."""
+        add_params(self._session, experiment_id, configs)
 
-    def counts(self, search: str | None = None, experiment: str | None = None) -> dict[RunState, int]:
+    def page(
+        self, page: Page, terms: Sequence[Term], now: datetime, *, states: Sequence[RunState], limit: int, **narrow: Any
+    ) -> tuple[list[Run], str | None]:
+        """Up to `limit` runs, and the cursor of the next page if there is one."""
+        conditions = self._matching(terms, now, **narrow)
+        if states:
+            conditions.append(Run.state.in_(states))
+        found = self._session.execute(page.ids(conditions, limit + 1)).all()
+        ids = [run_id for run_id, _ in found[:limit]]
+        rows = {row.id: row for row in self._session.scalars(select(Run).where(Run.id.in_(ids)))}
+        cursor = page.cursor(*found[limit - 1]) if len(found) > limit else None
+        return [rows[run_id] for run_id in ids], cursor
+
+    def counts(
+        self, terms: Sequence[Term] = (), now: datetime | None = None, **narrow: str | None
+    ) -> dict[RunState, int]:
         """Number of runs by state; states without any are left out."""
-        query = select(Run.state, func.count()).where(*self._matching(search, experiment)).group_by(Run.state)
+        query = select(Run.state, func.count()).where(*self._matching(terms, now, **narrow)).group_by(Run.state)
         return dict(self._session.execute(query).all())
 
     def first_of(self, experiment_id: str, limit: int) -> list[tuple[int, Run]]:
@@ -94,9 +105,14 @@ class RunRepository:
             update(Run).where(Run.id.in_(run_ids)).values(**values).execution_options(synchronize_session=False)
         )
 
-    @staticmethod
-    def _matching(search: str | None, experiment: str | None) -> list[ColumnElement[bool]]:
+    def _matching(
+        self, terms: Sequence[Term], now: datetime | None, *, search: str | None = None, experiment: str | None = None
+    ) -> list[ColumnElement[bool]]:
         conditions: list[ColumnElement[bool]] = []
+        if terms:
+            assert now is not None, "filters know ages"
+            sqlite = self._session.get_bind().dialect.name == "sqlite"
+            conditions += [condition(term, now, sqlite=sqlite) for term in terms]
         if search:
             conditions.append(Run.search.contains(search.lower(), autoescape=True))
         if experiment is not None:

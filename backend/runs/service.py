@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from backend.runs.filtering import Page
 from backend.runs.repository import EventRepository, RunRepository
 from backend.tables import Attempt, Event, Run
 from nanollama.api import schemas
-from nanollama.api.errors import NotFound
+from nanollama.api.errors import InvalidRequest, NotFound
+from nanollama.api.filters import parse_filter, parse_order
 from nanollama.api.status import RunState
+from nanollama.spec.base import SpecError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which runs a list shows, in which order, and from where on."""
+
+    states: Sequence[RunState]
+    search: str | None
+    experiment: str | None
+    filter: str | None
+    sort: str | None
+    limit: int
+    cursor: str | None
 
 
 class RunService:
     """Reads of runs, attempts and events."""
 
     def __init__(self, session: Session) -> None:
+        self._sqlite = session.get_bind().dialect.name == "sqlite"
         self._runs = RunRepository(session)
         self._events = EventRepository(session)
 
-    def page(
-        self, *, states: Sequence[RunState], search: str | None, experiment: str | None, limit: int, cursor: str | None
-    ) -> schemas.RunPage:
-        """A page of runs, and the counts by state over all runs that match the search."""
-        rows = self._runs.page(states=states, search=search, experiment=experiment, limit=limit + 1, cursor=cursor)
+    def page(self, wanted: Wanted, now: datetime) -> schemas.RunPage:
+        """A page of runs, and the counts by state over all runs that match, whatever `states` says.
+
+        Raises:
+            InvalidRequest: a filter, an order or a cursor that cannot be read.
+        """
+        try:
+            terms = parse_filter(wanted.filter or "")
+            order = None if wanted.sort is None else parse_order(wanted.sort)
+        except SpecError as error:
+            raise InvalidRequest(f"the request is invalid: {error.problems[0]}", error.problems) from None
+        place = Page(order, wanted.cursor, sqlite=self._sqlite)
+        narrow = {"search": wanted.search, "experiment": wanted.experiment}
+        rows, cursor = self._runs.page(place, terms, now, states=wanted.states, limit=wanted.limit, **narrow)
         return schemas.RunPage(
-            items=[run_view(row) for row in rows[:limit]],
-            next_cursor=rows[limit - 1].id if len(rows) > limit else None,
-            counts=self._runs.counts(search, experiment),
+            items=[run_view(row) for row in rows],
+            next_cursor=cursor,
+            counts=self._runs.counts(terms, now, **narrow),
         )
 
     def detail(self, run_id: str) -> schemas.RunDetail:

@@ -155,12 +155,35 @@ class Client:
         state: list[str] | None = None,
         search: str | None = None,
         experiment: str | None = None,
+        filter: str | None = None,  # noqa: A002 - the name on the wire
+        sort: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> schemas.RunPage:
-        """Runs, newest first; of some states only, with `search` in the name, the id or a tag, of one experiment."""
+        """Runs, newest first; of some states only, with `search` in the name, the id or a tag, of one experiment.
+
+        Args:
+            state: only runs in one of these states.
+            search: part of the name, the id or a tag.
+            experiment: only runs of this experiment, and those that it reuses.
+            filter: see nanollama.api.filters, for example "optim.lr>1e-3 excess<0.02".
+            sort: a field or a metric, with `-` in front for the largest first.
+            limit: how many, at most 500.
+            cursor: `next_cursor` of the page before.
+
+        Raises:
+            InvalidRequest: with the place in the filter.
+        """
         return self._get(
-            "/runs", schemas.RunPage, state=state, search=search, experiment=experiment, limit=limit, cursor=cursor
+            "/runs",
+            schemas.RunPage,
+            state=state,
+            search=search,
+            experiment=experiment,
+            filter=filter,
+            sort=sort,
+            limit=limit,
+            cursor=cursor,
         )
 
     def run(self, run_id: str) -> schemas.RunDetail:

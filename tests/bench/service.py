@@ -53,7 +53,7 @@ def bench_metric_store() -> list[Row]:
 
 
 def _on(name: str, url: str, folder: Path, lines: list[bytes], theirs: float | None, reason: str) -> list[Row]:
-    with _service(url, folder) as (address, process, started):
+    with serve_process(url, folder) as (address, process, started):
         memory, empty = _resident_mb(process.pid), _size(url)
         with Client(address, timeout=120) as client:
             leases = _leases(client, folder, CLIENTS + 2)
@@ -64,8 +64,8 @@ def _on(name: str, url: str, folder: Path, lines: list[bytes], theirs: float | N
             many = {"run": [lease.run_id for lease in leases[: CLIENTS + 1]], "key": list(KEYS), "x_max": 10_000}
             long = {"run": leases[CLIENTS + 1].run_id}
             with httpx.Client(base_url=f"{address}/api/v1", timeout=120, trust_env=False) as http:
-                single = _p95(lambda: http.get("/metrics", params=long))
-                fifty = _p95(lambda: http.get("/metrics", params=many))
+                single = p95(lambda: http.get("/metrics", params=long))
+                fifty = p95(lambda: http.get("/metrics", params=many))
     beside = reason if theirs is None else f"MLflow {theirs:,.0f} /s"
     ratio = "" if theirs is None else f"{one / theirs:.0f} x"
     return [
@@ -152,7 +152,7 @@ def _long_lines(count: int) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _service(url: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
+def serve_process(url: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], float]]:
     """A service on a new database; its address, its process, and the seconds from its start to its first answer."""
     command = [sys.executable, "-m", "backend"]
     subprocess.run([*command, "migrate", "--database-url", url], check=True, stdout=subprocess.DEVNULL)
@@ -196,6 +196,6 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _p95(ask: Callable[[], httpx.Response]) -> float:
+def p95(ask: Callable[[], httpx.Response]) -> float:
     assert ask().is_success
     return statistics.quantiles((_seconds(ask) for _ in range(ROUNDS)), n=20)[-1]
