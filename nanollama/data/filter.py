@@ -17,7 +17,8 @@ from nanollama.data.gssm import Array, Kernels, relevant_latents
 from nanollama.data.jit import default_threads, share_out
 from nanollama.data.plan import Plan
 from nanollama.data.program import build_emission, build_program
-from nanollama.data.steps import WIDTH, Floats, Program, Work, backward, forward, padded
+from nanollama.data.recursion import backward, forward
+from nanollama.data.steps import WIDTH, Floats, Program, Work, padded
 from nanollama.spec.base import Problem, SpecError
 
 MEMORY_BUDGET = 2**30
@@ -28,6 +29,8 @@ MAX_OPERATIONS = 2**28
 
 _TILE_BYTES = 2**19  # of the joint distribution that several steps treat before the next part
 _GRAIN = 2**21  # multiplications that a thread is worth
+_LISTED = 16  # latents whose sizes an error lists
+
 SCALES = {8: 1.0, 4: 2.0**60}
 """What a joint distribution sums to, by the bytes of a number; in float32 it keeps products of floors normal."""
 
@@ -327,7 +330,7 @@ def _logs(norms: Array, tokens: Tokens) -> Array:
     if not possible.all():
         row, column = (int(i) for i in np.argwhere(~possible)[0])
         raise ImpossibleSequence(row, column + 1, int(tokens[row, column + 1]))
-    return np.log(norms)
+    return np.minimum(np.log(norms), 0)  # a sum of probabilities may round to more than 1
 
 
 def check_size(kernels: Kernels, item: int, memory_budget: int, max_operations: int) -> None:
@@ -345,14 +348,26 @@ def affordable_batch(plan: Plan, each: int, memory_budget: int, max_operations: 
     return (memory_budget - plan.fixed_bytes) // each
 
 
+def _product(dims: Sequence[int]) -> str:
+    """`8 x 8 = 64`, in short where there are very many."""
+    states = math.prod(dims)
+    if len(dims) > _LISTED:
+        return f"{len(dims)} latents = {_count(states)}"
+    return f"{' x '.join(map(str, dims)) or 1} = {_count(states)}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 2**63 else f"about 10^{math.log10(number):.0f}"
+
+
 def _refuse(dims: Sequence[int], operations: tuple[str, int, int], size: tuple[str, int, int]) -> None:
     problems = []
     if operations[1] > operations[2]:
-        problems.append(f"cost {operations[0]}{operations[1]:,} multiplications a token, over {operations[2]:,}")
+        problems.append(f"cost {operations[0]}{_count(operations[1])} multiplications a token, over {operations[2]:,}")
     if size[1] > size[2]:
-        problems.append(f"need {size[0]}{size[1]:,} bytes for a single sequence, over {size[2]:,}")
+        problems.append(f"need {size[0]}{_count(size[1])} bytes for a single sequence, over {size[2]:,}")
     if problems:
-        cost = f"{' x '.join(map(str, dims)) or 1} = {math.prod(dims):,} joint states"
+        cost = f"{_product(dims)} joint states"
         message = f"the exact bound is out of reach: {cost} {' and '.join(problems)}"
         remedy = "use fewer or smaller latents, or fewer parents"
         raise SpecError([Problem(path="gssm.nodes", message=message, remedy=remedy)])

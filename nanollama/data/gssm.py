@@ -50,6 +50,22 @@ class Kernels:
     seed: int | None
     tables: Mapping[str, tuple[Array, ...]]
 
+    def __post_init__(self) -> None:
+        """Check the tables.
+
+        Raises:
+            ValueError: a table that is missing, has another shape, or a row that is no distribution.
+        """
+        for node in self.spec.build_order():
+            if node.mode == "context":
+                continue
+            shapes, given = table_shapes(self.spec, node), self.tables.get(node.name, ())
+            if len(given) != len(shapes):
+                raise ValueError(f"node '{node.name}' has {len(given)} tables, but its inputs ask for {len(shapes)}")
+            for j, (table, shape) in enumerate(zip(given, shapes, strict=True)):
+                if fault := _fault(table, shape):
+                    raise ValueError(f"node '{node.name}', table {j} {fault[0]}; {fault[1]}")
+
     @property
     def vocab_size(self) -> int:
         """Number of symbols of the observed node."""
@@ -196,10 +212,12 @@ def joint_table(kernels: Kernels, name: str, *, max_entries: int = MAX_JOINT_ENT
 
 
 def context_problem(names: Sequence[str]) -> Problem:
-    """Why a graph with nodes in context mode has no exact likelihood here."""
+    """Why sequences of a graph with nodes in context mode are not scored exactly."""
     listed = ", ".join(f"'{name}'" for name in names)
     message = f"context mode ({listed}): the likelihood is an integral over the kernels of each sequence"
-    remedy = "it is not computed; use another mode where the entropy bound is needed"
+    remedy = (
+        "nanollama.apps.gssm.entropy bounds the entropy from both sides; use another mode where every batch is scored"
+    )
     return Problem(path="gssm.nodes", message=message, remedy=remedy)
 
 
@@ -300,10 +318,9 @@ def _fault(table: NDArray[np.generic], shape: tuple[int, int]) -> tuple[str, str
         return f"has shape {list(table.shape)}, but the spec asks for {list(shape)}", "one row for each input state"
     if table.dtype.kind != "f":
         return f"holds {table.dtype}, not floating-point numbers", "write float64"
-    values = table.astype(np.float64)
-    wrong = ~(np.isfinite(values) & (values >= 0))
-    if wrong.any():
-        row, column = (int(i) for i in np.argwhere(wrong)[0])
+    values = np.asarray(table, dtype=np.float64)
+    if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN is neither
+        row, column = (int(i) for i in np.argwhere(~(np.isfinite(values) & (values >= 0)))[0])
         return f"holds {values[row, column]:g} in row {row}, column {column}", "probabilities are numbers from 0 to 1"
     sums = values.sum(axis=-1)
     unequal = np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba.core.event import Listener, register
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,4 +91,20 @@ def share_out(work: Callable[[int, int], None], count: int, *, threads: int, gra
             raise
 
 
+class _Notice(Listener):
+    """Tells who waits at a terminal, once, what they wait for."""
+
+    told = False
+
+    def on_start(self, event: Any) -> None:  # noqa: ARG002 - as numba calls it
+        """Something was not found on the disk and is being compiled."""
+        if not self.told and sys.stderr.isatty():
+            print("compiling the engine for this machine; this takes about 20 s, once", file=sys.stderr)
+        self.told = True
+
+    def on_end(self, event: Any) -> None:  # as above
+        """It is compiled."""
+
+
+register("numba:compile", _Notice())  # type: ignore[no-untyped-call]
 _CACHE = _cache_directory()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.data.gssm import Array
-from nanollama.data.plan import Plan, Sparse
+from nanollama.data.plan import Plan
 from nanollama.data.steps import (
     AFTER,
     BEFORE,
@@ -28,6 +28,7 @@ from nanollama.data.steps import (
     Emission,
     Program,
 )
+from nanollama.data.ways import Sparse
 
 
 class _Pool:

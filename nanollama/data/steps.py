@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nanollama.data.jit import jit
 from nanollama.data.vectors import LANES, ROWS, add_sparse_row, set_dense_row, set_dense_rows
 
-_FAST = {"contract", "reassoc", "nsz"}  # sums in any order and fused; infinities and NaN keep their meaning
+FAST = {"contract", "reassoc", "nsz"}  # sums in any order and fused; infinities and NaN keep their meaning
 WIDTH = 64
 """Columns of a block: what is multiplied by a matrix at a time, small enough for the first caches."""
 
@@ -84,7 +84,7 @@ def padded(width: int) -> int:
     return (width + LANES - 1) // LANES * LANES
 
 
-@jit(fastmath=_FAST)
+@jit(fastmath=FAST)
 def _load(
     program: Program, op: int, joint: Floats, lanes: int, first: int, width: int, previous: int, x: Floats
 ) -> None:
@@ -118,7 +118,7 @@ def _load(
         column += run
 
 
-@jit(fastmath=_FAST)
+@jit(fastmath=FAST)
 def _store(
     program: Program, op: int, joint: Floats, lanes: int, first: int, width: int, previous: int, y: Floats
 ) -> None:
@@ -152,7 +152,7 @@ def _store(
         column += run
 
 
-@jit(fastmath=_FAST)
+@jit(fastmath=FAST)
 def _multiply_dense(matrix: Floats, offset: int, states: int, x: Floats, y: Floats, stride: int) -> None:
     """Set y = matrix @ x, both [states, stride]."""
     quads = states // ROWS * ROWS
@@ -164,7 +164,7 @@ def _multiply_dense(matrix: Floats, offset: int, states: int, x: Floats, y: Floa
             set_dense_row(matrix, offset, states, x, stride, y, column, row)
 
 
-@jit(fastmath=_FAST)
+@jit(fastmath=FAST)
 def _multiply_sparse(program: Program, first: int, states: int, x: Floats, y: Floats, stride: int) -> None:
     """Add matrix @ x to y, both [states, stride]; the matrix has the rows from `first` on."""
     for column in range(0, stride, LANES):
@@ -173,7 +173,7 @@ def _multiply_sparse(program: Program, first: int, states: int, x: Floats, y: Fl
             add_sparse_row(program.values, program.indices, start, stop, x, stride, y, column, row)
 
 
-@jit(fastmath=_FAST)
+@jit(fastmath=FAST)
 def _rank_one(program: Program, gives: int, takes: int, states: int, x: Floats, y: Floats, stride: int) -> None:
     """Set y [states, stride] to takes[j] * sum over k of gives[k] * x[k]; -1 stands for ones."""
     total = y[:stride]
@@ -190,8 +190,8 @@ def _rank_one(program: Program, gives: int, takes: int, states: int, x: Floats, 
             into[i] = factor * total[i]
 
 
-@jit(fastmath=_FAST)
-def _apply(
+@jit(fastmath=FAST)
+def apply(
     program: Program, op: int, joint: Floats, lanes: int, start: int, stop: int, previous: int, x: Floats, y: Floats
 ) -> None:
     """Do one step in place for the outer indices start .. stop - 1; x and y are scratch of states * WIDTH."""
@@ -215,7 +215,7 @@ def _apply(
             _store(program, op, joint, lanes, first, width, previous, y)
 
 
-@jit(fastmath=_FAST)
+@jit(fastmath=FAST)
 def _symbol(emission: Emission, symbol: int, weights: Floats, lane: int, lanes: int) -> None:
     """P(symbol | parents) from its factors, into one lane of `weights` [P, L]."""
     leading, trailing = emission.sizes[1], emission.sizes[2]
@@ -226,8 +226,8 @@ def _symbol(emission: Emission, symbol: int, weights: Floats, lane: int, lanes: 
             weights[p * lanes + lane] = factor * emission.trail[symbol * trailing + c] * emission.inverse[p]
 
 
-@jit(fastmath=_FAST)
-def _weights(emission: Emission, tokens: NDArray[np.int32], t: int, weights: Floats) -> Floats:
+@jit(fastmath=FAST)
+def symbol_weights(emission: Emission, tokens: NDArray[np.int32], t: int, weights: Floats) -> Floats:
     """P(x_t | parents) of every sequence, [P, L]; one sequence needs no copy of the table's row."""
     lanes, count = len(tokens), emission.sizes[0]
     if len(emission.table) == 0:
@@ -242,8 +242,8 @@ def _weights(emission: Emission, tokens: NDArray[np.int32], t: int, weights: Flo
     return weights
 
 
-@jit(fastmath=_FAST)
-def _weigh(
+@jit(fastmath=FAST)
+def weigh(
     emission: Emission, joint: Floats, lanes: int, start: int, stop: int, weights: Floats, inverse: Floats, sums: Floats
 ) -> None:
     """Multiply the joint states start .. stop - 1 by their weights and by `inverse` [L]; add the result to `sums`."""
@@ -268,8 +268,8 @@ def _weigh(
             sums[b] += row[b]
 
 
-@jit(fastmath=_FAST)
-def _predict(
+@jit(fastmath=FAST)
+def predict(
     emission: Emission, joint: Floats, inverse: Floats, scale: float, t: int, seen: Floats, out: Floats
 ) -> None:
     """p(x_t = v | x_<t) into out [L, T - 1, V] from the joint distribution before x_t is seen."""
@@ -304,8 +304,8 @@ def _predict(
             out[b, t - 1, v] = totals[b] * inverse[b] / scale
 
 
-@jit(fastmath=_FAST)
-def _marginals(joint: Floats, lanes: int, latents: Ints, t: int, out: Floats) -> None:
+@jit(fastmath=FAST)
+def marginals_at(joint: Floats, lanes: int, latents: Ints, t: int, out: Floats) -> None:
     """Normalised marginals of each latent into out [L, T, sum of sizes]; rows of `latents`: before, states, after."""
     totals = np.empty(lanes)
     place = 0
@@ -328,8 +328,8 @@ def _marginals(joint: Floats, lanes: int, latents: Ints, t: int, out: Floats) ->
         place += states
 
 
-@jit(fastmath=_FAST)
-def _rescale(joint: Floats, lanes: int, scale: float, inverse: Floats) -> None:
+@jit(fastmath=FAST)
+def rescale(joint: Floats, lanes: int, scale: float, inverse: Floats) -> None:
     """What each sequence must be multiplied by to sum to `scale`, into `inverse` [L]."""
     totals = np.zeros(lanes)
     for s in range(len(joint) // lanes):
@@ -337,134 +337,3 @@ def _rescale(joint: Floats, lanes: int, scale: float, inverse: Floats) -> None:
             totals[b] += joint[s * lanes + b]
     for b in range(lanes):
         inverse[b] = scale / totals[b]
-
-
-@jit(fastmath=_FAST)
-def forward(
-    program: Program,
-    split: tuple[int, int],
-    emission: Emission,
-    scale: float,
-    joint: Floats,
-    tokens: NDArray[np.int32],
-    first: int,
-    last: int,
-    work: Work,
-    norms: Floats,
-    predictive: Floats,
-    latents: Ints,
-    marginals: Floats,
-    saved: tuple[int, Floats],
-) -> None:
-    """Carry the joint distribution [S * L] from position first - 1 to last - 1, in place.
-
-    Args:
-        program: the steps of the latents.
-        split: (n, tiles): the first n steps run over the whole joint distribution, the others and the weighing by the
-            token tile by tile, so that a tile stays in the cache.
-        emission: the observed node.
-        scale: what a joint distribution sums to.
-        joint: the distribution after the token at first - 1 is seen, up to a factor for each sequence.
-        tokens: int [L, T].
-        first: the first position that is scored.
-        last: the position after the last one.
-        work: scratch, x, y, weights and seen of Work.
-        norms: float64 [L, T - 1], receives p(x_t | x_<t).
-        predictive: [L, T - 1, V], receives the distributions; an empty array where they are not wanted.
-        latents: int64 [n, 3], before, states, after of each latent.
-        marginals: float64 [L, T, sum of sizes], receives p(z_t | x_<=t); or empty.
-        saved: (every, array [n, S * L]): receives the joint distribution at each position t that is a multiple of
-            `every`, from first on, at t // every - first // every; every = 0 saves none.
-    """
-    lanes, count = len(tokens), len(program.ops)
-    lead, tiles = split
-    every, kept = saved
-    inverse = np.empty(lanes, dtype=joint.dtype)
-    sums = np.empty(lanes)
-    _rescale(joint, lanes, scale, inverse)
-    predicting = predictive.size > 0
-    for t in range(first, last):
-        previous = np.int64(tokens[0, t - 1])
-        weights = _weights(emission, tokens, t, work.weights)
-        sums[:] = 0
-        # phase 0 does the first steps everywhere, phases 1 .. tiles the others, the last one weighs where the
-        # distribution before the token had to be complete; every function has one place to be inlined at
-        for phase in range(tiles + 2):
-            begin, end, part, parts = 0, lead, 0, 1
-            if phase > tiles:
-                begin = end = count
-            elif phase > 0:
-                begin, end, part, parts = lead, count, phase - 1, tiles
-            for op in range(begin, end):
-                outer = program.ops[op, BEFORE] // parts
-                _apply(program, op, joint, lanes, part * outer, (part + 1) * outer, previous, work.x, work.y)
-            if predicting and phase == tiles:
-                _predict(emission, joint, inverse, scale, t, work.seen, predictive)
-            if phase > 0 and predicting == (phase > tiles):
-                states = len(joint) // lanes // parts
-                _weigh(emission, joint, lanes, part * states, (part + 1) * states, weights, inverse, sums)
-        for b in range(lanes):
-            norms[b, t - 1] = sums[b] / scale
-            inverse[b] = scale / sums[b]
-        if marginals.size:
-            _marginals(joint, lanes, latents, t, marginals)
-        if every and t % every == 0:
-            kept[t // every - first // every] = joint
-
-
-@jit(fastmath=_FAST)
-def backward(
-    program: Program,
-    split: tuple[int, int],
-    emission: Emission,
-    scale: float,
-    message: Floats,
-    tokens: NDArray[np.int32],
-    first: int,
-    last: int,
-    work: Work,
-    latents: Ints,
-    marginals: Floats,
-    kept: Floats,
-) -> None:
-    """Carry p(x_t+1 .. | z_t) from position last - 1 to first - 1 and smooth what lies between, in place.
-
-    Args:
-        program: the transposed steps, in the order of the forward ones.
-        split: as in `forward`.
-        emission: the observed node.
-        scale: what a joint distribution sums to.
-        message: [S * L], up to a factor for each sequence.
-        tokens: int [L, T].
-        first: the first position that is smoothed; the message goes on to the one before, if there is one.
-        last: the position after the last one.
-        work: as in `forward`.
-        latents: as in `forward`.
-        marginals: float64 [L, T, sum of sizes], receives p(z_t | x).
-        kept: [last - first, S * L], the joint distributions of the forward recursion; overwritten.
-    """
-    lanes, count = len(tokens), len(program.ops)
-    lead, tiles = split
-    inverse = np.empty(lanes, dtype=message.dtype)
-    sums = np.zeros(lanes)
-    for t in range(last - 1, first - 1, -1):
-        _rescale(message, lanes, scale, inverse)
-        both = kept[t - first]
-        for s in range(len(message) // lanes):
-            for b in range(lanes):
-                both[s * lanes + b] *= message[s * lanes + b] * inverse[b]
-        _marginals(both, lanes, latents, t, marginals)
-        if t == 0:
-            return
-        previous = np.int64(tokens[0, t - 1])
-        weights = _weights(emission, tokens, t, work.weights)
-        for phase in range(tiles + 1):
-            begin, end, part, parts = lead, count, phase, tiles
-            if phase == tiles:
-                begin, end, part, parts = 0, lead, 0, 1
-            else:
-                states = len(message) // lanes // tiles
-                _weigh(emission, message, lanes, part * states, (part + 1) * states, weights, inverse, sums)
-            for op in range(end - 1, begin - 1, -1):
-                outer = program.ops[op, BEFORE] // parts
-                _apply(program, op, message, lanes, part * outer, (part + 1) * outer, previous, work.x, work.y)

@@ -21,7 +21,8 @@ from nanollama.data.filter import (
     check_tokens,
 )
 from nanollama.data.gssm import Array, Kernels
-from nanollama.data.plan import Ints32, Plan, Sparse, Step
+from nanollama.data.plan import Plan
+from nanollama.data.ways import Ints32, Sparse, Step
 
 _COPIES = 6  # joint distributions alive within a step: before, after, scaled, permuted for the multiplication, weights
 
@@ -334,4 +335,4 @@ def _logs(norms: Tensor, tokens: Tensor) -> Tensor:
     if not bool(possible.all()):
         row, column = (int(i) for i in (~possible).nonzero()[0])
         raise ImpossibleSequence(row, column + 1, int(tokens[row, column + 1]))
-    return torch.log(norms)
+    return torch.log(norms).clamp_max(0)  # as there

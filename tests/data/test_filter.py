@@ -358,3 +358,37 @@ def test_latents_that_do_not_reach_the_tokens_cost_nothing():
     tokens = random_tokens(np.random.default_rng(0), 4, 6, 5)
     expected = Filter(draw_kernels(plain, 0)).log_likelihood(tokens)
     np.testing.assert_array_equal(Filter(kernels).log_likelihood(tokens), expected)
+
+
+def test_a_dense_table_that_is_too_large_is_neither_chosen_nor_forced(monkeypatch):
+    nodes = (
+        NodeSpec(name="A", state_dim=20, alpha=0.5),
+        NodeSpec(name="B", state_dim=30, alpha=0.5, parents=("A",)),
+        NodeSpec(name="X", state_dim=5, alpha=0.5, parents=("A", "B"), observed=True),
+    )
+    kernels = draw_kernels(GSSMSpec(nodes=nodes), 0)
+    tokens = Sampler(kernels, 0, "train").sample(range(5), 9)
+    expected = Filter(kernels, method="dense").log_likelihood(tokens)
+    monkeypatch.setattr("nanollama.data.plan.MAX_JOINT_ENTRIES", 20 * 30 * 30 - 1)
+    plan = Plan(kernels)
+    assert [option.method for option in plan.steps[1].options] == ["factored", "factored sparse"]
+    np.testing.assert_allclose(Filter(kernels).log_likelihood(tokens), expected, rtol=1e-12)
+    message = r"the dense step of 'B' needs a table of 30 x 30 x 20 entries, over 17,999; use method 'auto'"
+    with pytest.raises(ValueError, match=message):
+        Filter(kernels, method="dense")
+
+
+def test_no_probability_exceeds_one():
+    kernels = draw_kernels(independent([50], 20, alpha=1e-6, observed=1e-6), 0)
+    tokens = Sampler(kernels, 0, "train").sample(range(4), 40)
+    for dtype in (np.float64, np.float32):
+        scores = Filter(kernels, dtype=dtype).log_likelihood(tokens)
+        assert scores.max() <= 0
+        np.testing.assert_allclose(scores, 0, atol=1e-5)
+
+
+def test_very_many_latents_are_counted_rather_than_listed():
+    with pytest.raises(SpecError) as caught:
+        Filter(draw_kernels(chain(latents=200, states=2), 0))
+    assert "out of reach: 200 latents = about 10^60 joint states cost at least" in str(caught.value)
+    assert len(str(caught.value)) < 300

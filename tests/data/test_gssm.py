@@ -189,7 +189,7 @@ def test_the_hash_depends_on_every_bit_of_the_law():
     table = base.tables["A"][0].copy()
     table[0, 0] = np.nextafter(table[0, 0], 1)
     assert base.content_hash() != Kernels(MIXED, 1, {**base.tables, "A": (table,)}).content_hash()
-    swapped = [n.model_copy(update={"parents": ("A", "C")}) if n.observed else n for n in MIXED.nodes]
+    swapped = [n.model_copy(update={"parents": ("D", "A")}) if n.observed else n for n in MIXED.nodes]
     assert base.content_hash() != Kernels(GSSMSpec(nodes=tuple(swapped)), 1, base.tables).content_hash()
 
 
@@ -333,3 +333,24 @@ def test_a_missing_file_and_a_plain_array_are_refused(tmp_path):
 def test_kernels_and_sampler_need_no_torch():
     code = "import sys; sys.modules['torch'] = None; import nanollama.data.gssm, nanollama.data.sampler"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        (np.full((2, 3), np.nan), "node 'X', table 0 holds nan in row 0, column 0"),
+        (np.array([[0.5, 0.25, 0.25], [2.0, -0.5, -0.5]]), "node 'X', table 0 holds -0.5 in row 1, column 1"),
+        (np.array([[0.5, 0.25, 0.25], [np.inf, 0.0, 0.0]]), "node 'X', table 0 holds inf in row 1, column 0"),
+        (np.array([[0.5, 0.25, 0.25], [0.5, 0.5, 0.5]]), "node 'X', table 0 has row 1 which sums to 1.5, not to 1"),
+        (np.full((3, 3), 1 / 3), r"node 'X', table 0 has shape \[3, 3\], but the spec asks for \[2, 3\]"),
+        (None, "node 'X' has 0 tables, but its inputs ask for 1"),
+    ],
+)
+def test_tables_that_are_no_kernels_are_refused_wherever_they_come_from(table, fault):
+    nodes = (
+        NodeSpec(name="Z", state_dim=2, alpha=1.0),
+        NodeSpec(name="X", state_dim=3, alpha=1.0, parents=("Z",), observed=True),
+    )
+    tables = {"Z": (np.full((2, 2), 0.5),)} | ({} if table is None else {"X": (table,)})
+    with pytest.raises(ValueError, match=fault):
+        Kernels(spec=GSSMSpec(nodes=nodes), seed=None, tables=tables)
