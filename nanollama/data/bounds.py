@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nanollama.data.filter import MAX_OPERATIONS, MEMORY_BUDGET, Filter, FloatType
 from nanollama.data.gssm import Array, Kernels, context_problem
-from nanollama.data.polya import ClosedForm, closed_form_applies, context_nodes
+from nanollama.data.polya import CLOSED_FORM, ClosedForm, closed_form_applies, context_nodes
 from nanollama.data.sampler import Sampler
 from nanollama.spec.base import SpecError
 
@@ -119,8 +119,10 @@ def entropy(
 
     Raises:
         SpecError: a graph that cannot be scored exactly.
+        ValueError: too few tokens or sequences, or a closed form that does not hold for so small an alpha.
     """
-    assert seq_len >= 2, seq_len
+    if seq_len < 2:
+        raise ValueError(f"seq_len is {seq_len}, but a sequence needs 2 tokens for one to be predicted")
     began = time.monotonic()
     closed = closed_form_applies(kernels.spec)
     model: ClosedForm | Filter
@@ -135,7 +137,7 @@ def entropy(
     shift = np.zeros(seq_len - 1)  # the first batch's means: squares of what is left do not cancel
     for start in range(0, num_sequences, batch_size):
         tokens = sampler.sample(range(start, min(start + batch_size, num_sequences)), seq_len)
-        scores = -model.log_likelihood(tokens)
+        scores = 0 - model.log_likelihood(tokens)  # what is certain costs 0, not -0
         if start == 0:
             shift = scores.mean(axis=0)
         means.append(scores.mean(axis=1))
@@ -210,7 +212,7 @@ class Scorer:
     def explain(self) -> str:
         """How the scores are computed, and what that costs."""
         if isinstance(self._filter, ClosedForm):
-            return "closed form: the symbols of a sequence are draws of a Polya urn"
+            return CLOSED_FORM
         return (self._filter or self._on_device()).explain()
 
     def nll(self, tokens: torch.Tensor) -> torch.Tensor:

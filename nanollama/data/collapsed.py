@@ -122,6 +122,21 @@ class Plan:
                 flat[data : data + table.size] = unfloored(table, node.alpha, rng).reshape(-1)
         return flat
 
+    def explain(self) -> str:
+        """What a particle carries for each node, and what a token costs it."""
+        kinds = {
+            FIXED: "kernels that are fixed",
+            URN: "rows integrated out, Polya urns",
+            PRODUCT: "products of several rows, carried along and moved",
+        }
+        sizes = " x ".join(str(node.state_dim) for node in self.order[:-1]) or "1"
+        lines = [f"context mode: {sizes} = {len(self.states):,} joint states, summed out for each particle and token"]
+        for node, row in zip(self.order, self.nodes, strict=True):
+            lines.append(f"{node.name}: {node.state_dim:,} states, {kinds[int(row[KIND])]}")
+        carried = f"{self.num_counts:,} counts and {self.num_weights:,} entries of rows"
+        lines.append(f"a particle carries {carried}; a token costs it {self.operations:,} multiplications")
+        return "\n".join(lines)
+
     def _own(self, i: int) -> slice:
         return slice(int(self.nodes[i, FIRST]), int(self.nodes[i, LAST]))
 

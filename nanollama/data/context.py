@@ -24,7 +24,7 @@ from nanollama.data.filter import ImpossibleSequence
 from nanollama.data.gssm import Array, IntArray, Kernels
 from nanollama.data.jit import default_threads, share_out
 from nanollama.data.particles import bytes_needed, estimate, lineage
-from nanollama.data.polya import ClosedForm, checked_tokens, closed_form_applies, floor_gap
+from nanollama.data.polya import CLOSED_FORM, ClosedForm, checked_tokens, closed_form_applies, floor_gap
 from nanollama.data.sampler import Sampler
 from nanollama.data.variates import stream
 from nanollama.spec.base import Problem, SpecError
@@ -36,6 +36,7 @@ __all__ = [
     "TwoSided",
     "closed_form_applies",
     "entropy",
+    "explain",
     "true_draws",
     "two_sided",
 ]
@@ -260,7 +261,7 @@ def entropy(
     sampler = Sampler(kernels, seed, split)
     if closed_form_applies(kernels.spec):
         exact = ClosedForm(kernels).log_likelihood(sampler.sample(range(num_sequences), seq_len)).sum(axis=1)
-        return _summary(exact, exact, seq_len, 0, began, "closed form: the symbols are draws of a Polya urn")
+        return _summary(exact, exact, seq_len, 0, began, CLOSED_FORM)
     indices = range(num_sequences)
     tokens, truths = sampler.sample(indices, seq_len), true_draws(sampler, indices, seq_len)
     if particles is None:
@@ -272,6 +273,19 @@ def entropy(
     assert found.upper is not None
     method = f"bidirectional sequential Monte Carlo, {particles:,} particles, kernels integrated out where conjugate"
     return _summary(found.lower, found.upper, seq_len, particles, began, method)
+
+
+def explain(kernels: Kernels, particles: int = PARTICLES) -> str:
+    """How sequences whose kernels are redrawn are scored, what a particle carries and costs.
+
+    Raises:
+        SpecError: a graph without context mode, or one that is too large.
+    """
+    if closed_form_applies(kernels.spec):
+        return CLOSED_FORM
+    model = plan(kernels)
+    each = bytes_needed(particles, len(model.states), model.num_counts, model.num_weights)
+    return f"{model.explain()}\n{particles:,} particles take {each:,} bytes a sequence"
 
 
 def _effort(

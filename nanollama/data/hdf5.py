@@ -11,7 +11,6 @@ every chunk's tokens, which is part of its zlib stream, is verified when it is r
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zlib
@@ -27,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanollama.data.bounds import Estimate
+from nanollama.data.context import ContextEntropy
+from nanollama.data.disk import Disk
 from nanollama.data.draws import VERSION
 from nanollama.data.gssm import Kernels, draw_kernels
 from nanollama.data.jit import default_threads
@@ -49,72 +50,16 @@ ATTRIBUTES = {
     "entropy": "mean nats per token; absent where it cannot be computed",
     "entropy_stderr": "its standard error",
     "entropy_num_sequences": "the first sequences of the set, over which it is the mean",
+    "entropy_lower": "a lower bound of it; this and the next where kernels are redrawn for every sequence",
+    "entropy_lower_stderr": "its standard error",
+    "entropy_upper": "an upper bound",
+    "entropy_upper_stderr": "its standard error",
     "entropy_note": "why there is no entropy",
 }
 
 _CHUNK_BYTES = 2**14
 _CHUNKS_PER_TASK = 16
 _FIRST_CHUNKS = 64  # of room that is reserved; it doubles whenever it is used up
-
-
-class _Disk(io.RawIOBase):
-    """A file for HDF5 to write to, that keeps the first failure to itself.
-
-    HDF5 does not survive a write that fails: closing the file fails as well, and the process crashes at its end. So
-    every write succeeds as far as HDF5 can tell, and `check` raises what really happened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
-        self._error: BaseException | None = None
-
-    def check(self) -> None:
-        """Raise the first error, if there was one."""
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: Any, /) -> int:
-        """Write all of the data at the current position."""
-        rest = memoryview(data)
-        while rest and self._error is None:
-            try:
-                rest = rest[self._file.write(rest) :]
-            except BaseException as error:  # noqa: BLE001 - `check` raises it, Ctrl-C too
-                self._error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None, /) -> int:
-        """Set the file's size."""
-        try:
-            return self._file.truncate(size)
-        except BaseException as error:  # noqa: BLE001 - as in `write`
-            self._error = self._error or error
-            return size or 0
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer from the current position."""
-        return self._file.readinto(buffer)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move the current position."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """The current position."""
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def sync(self) -> None:
-        """Wait until the data is on the disk."""
-        self.check()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file, after HDF5 has closed its view of it."""
-        self._file.close()
-        super().close()
 
 
 class DatasetWriter:
@@ -137,8 +82,8 @@ class DatasetWriter:
         """
         assert kernels.seed is not None, "a set is described by its seed"
         self.path = Path(path)
-        self.entropy: Estimate | str = "not computed"
-        """To be set before the block ends: the entropy, or why there is none."""
+        self.entropy: Estimate | ContextEntropy | str = "not computed"
+        """To be set before the block ends: the entropy, its bounds, or why there is none."""
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._vocab_size = kernels.vocab_size
         self._dtype = symbol_dtype(kernels.vocab_size)
@@ -161,7 +106,7 @@ class DatasetWriter:
         self._count = self._written = 0  # sequences appended, and those that HDF5 has
         self._rest: NDArray[Any] = np.empty((0, self._seq_len), dtype=self._dtype)
         self._tasks: deque[Future[list[bytes]]] = deque()
-        self._disk = _Disk(self._partial)
+        self._disk = Disk(self._partial)
         self._file = h5py.File(self._disk, "w")
         self._pool = ThreadPoolExecutor(self._threads)
         try:
@@ -247,12 +192,16 @@ class DatasetWriter:
             self._compress(np.concatenate([self._rest, padding]))
         self._write(most=0)
         self._tokens.resize(self._count, axis=0)
-        if isinstance(self.entropy, Estimate):
-            self._attributes["entropy"] = self.entropy.mean
-            self._attributes["entropy_stderr"] = self.entropy.stderr
-            self._attributes["entropy_num_sequences"] = self.entropy.num_sequences
+        found = self.entropy
+        if isinstance(found, Estimate):
+            self._attributes |= {"entropy": found.mean, "entropy_stderr": found.stderr}
+        elif isinstance(found, ContextEntropy):
+            for side in ("lower", "lower_stderr", "upper", "upper_stderr"):
+                self._attributes[f"entropy_{side}"] = getattr(found, side)
+        if isinstance(found, str):
+            self._attributes["entropy_note"] = found
         else:
-            self._attributes["entropy_note"] = self.entropy
+            self._attributes["entropy_num_sequences"] = found.num_sequences
         for key, value in self._attributes.items():
             self._file.attrs[key] = value
         self._file.attrs["format"] = FORMAT
@@ -362,13 +311,9 @@ class DatasetReader:
             self.seq_len = int(attributes["seq_len"])
             self._kernels_hash = str(attributes["kernels_hash"])
             self._numpy_version = str(attributes["numpy_version"])
-            self.entropy = None
-            if "entropy" in attributes:
-                self.entropy = Estimate(
-                    mean=float(attributes["entropy"]),
-                    stderr=float(attributes["entropy_stderr"]),
-                    num_sequences=int(attributes["entropy_num_sequences"]),
-                )
+            self.entropy = self._estimate("entropy")
+            lower, upper = self._estimate("entropy_lower"), self._estimate("entropy_upper")
+            self.entropy_bounds = None if lower is None or upper is None else (lower, upper)
             self._tokens = self._file["tokens"]
             if self._tokens.chunks is None:
                 raise ValueError("the tokens are not stored in chunks")
@@ -378,6 +323,14 @@ class DatasetReader:
         if width != self.seq_len or self._tokens.dtype != symbol_dtype(self.vocab_size):
             message = f"{self.path} holds {self._tokens.dtype} {list(self._tokens.shape)}, unlike its attributes say"
             raise self._error(message, "generate it again")
+
+    def _estimate(self, name: str) -> Estimate | None:
+        """A figure of the attributes, where it is given."""
+        attributes = self._file.attrs
+        if name not in attributes:
+            return None
+        count = int(attributes["entropy_num_sequences"])
+        return Estimate(float(attributes[name]), float(attributes[f"{name}_stderr"]), count)
 
     @staticmethod
     def _error(message: str, remedy: str) -> SpecError:

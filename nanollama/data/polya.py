@@ -15,6 +15,8 @@ from nanollama.spec.gssm import GSSMSpec, NodeSpec
 MAX_FLOOR_ERROR = 1e-3
 """Nats a sequence by which the floor may move what the closed form calls exact."""
 
+CLOSED_FORM = "closed form: the symbols of a sequence are draws of a Polya urn"
+
 
 def context_nodes(spec: GSSMSpec) -> tuple[NodeSpec, ...]:
     """The nodes in context mode that the tokens depend on, in build order."""
@@ -157,6 +159,30 @@ class ClosedForm:
         above = (counts == 1).sum(axis=1) * math.log1p(c / least) + (counts > 1).sum(axis=1) * (2 * c + c * c / least)
         error: Array = np.maximum(above, steps * math.log1p(self.vocab_size * FLOOR))
         return error
+
+    def require(self, seq_len: int) -> None:
+        """Refuse what log_likelihood may refuse for some sequences of that length.
+
+        Raises:
+            SpecError: an alpha so near the floor that the formula may not hold.
+        """
+        worst = self.worst_floor_error(seq_len)
+        if worst > MAX_FLOOR_ERROR:
+            message = (
+                f"alpha = {self._alpha:g}: the floor of the kernels may change the log-likelihood of a sequence by "
+                f"{worst:.1g} nats, over {MAX_FLOOR_ERROR:g}, so that the closed form need not hold"
+            )
+            raise SpecError([Problem(path="gssm.nodes", message=message, remedy="use a larger alpha")])
+
+    def worst_floor_error(self, seq_len: int) -> float:
+        """The largest floor_error that a sequence of that length can have."""
+        steps = seq_len - 1
+        c, least = FLOOR * (self.vocab_size * self._alpha + max(steps - 1, 0)), min(1.0, self._alpha)
+        once, more = math.log1p(c / least), 2 * c + c * c / least
+        used = min(self.vocab_size, steps)
+        return (
+            0.0 if self._fixed is not None else max(used * max(once, more), steps * math.log1p(self.vocab_size * FLOOR))
+        )
 
     def _checked(self, tokens: ArrayLike) -> IntArray:
         checked = checked_tokens(tokens, self.vocab_size)

@@ -187,6 +187,27 @@ def test_in_context_mode_a_formula_is_exact_where_there_is_one(tmp_path):
     assert again["nll"] == pytest.approx([math.log(3) + math.log(5 / 3), math.log(3) + math.log(5)], abs=1e-6)
 
 
+def test_in_context_mode_the_particles_are_explained(tmp_path, capsys):
+    config = written(tmp_path, in_context(HIDDEN, SEEN))
+    assert entropy(config, "num_sequences=3", "particles=50", "explain=true", f"save={tmp_path / 'k.npz'}") == 0
+    assert "Z: 2 states, rows integrated out, Polya urns\nX: 3 states, kernels that are fixed\n" in (
+        printed := capsys.readouterr().out
+    )
+    assert "\n50 particles take 4,400 bytes a sequence\n" in printed
+    np.savez(tmp_path / "s.npz", tokens=[[0, 1, 1]])
+    assert entropy(f"kernels={tmp_path / 'k.npz'}", f"sequences={tmp_path / 's.npz'}", "explain=true") == 0
+    assert "10,000 particles take" in capsys.readouterr().out
+
+
+def test_a_formula_that_does_not_hold_is_an_error_at_the_graph(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nanollama.data.polya.MAX_FLOOR_ERROR", 0)
+    urn = {"name": "X", "state_dim": 3, "alpha": 0.5, "kernel_type": "fullrank", "mode": "context", "observed": True}
+    assert entropy(written(tmp_path, in_context(urn)), "num_sequences=3") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: data.gssm.nodes: sequence ")
+    assert "the floor of the kernels may change" in error
+
+
 def test_foreign_sequences_get_one_side_in_context_mode(tmp_path):
     config = written(tmp_path, in_context(HIDDEN, SEEN))
     both = result(tmp_path, config, "num_sequences=20", "particles=400", f"save={tmp_path / 'k.npz'}")

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanollama.apps.gssm import data as app
+from nanollama.data import context
 from nanollama.data import hdf5 as module
 from nanollama.data.bounds import Scorer
 from nanollama.data.gssm import draw_kernels
 from nanollama.data.hdf5 import ATTRIBUTES, DatasetReader, DatasetWriter, target_problems
+from nanollama.data.polya import ClosedForm
 from nanollama.data.sampler import Sampler
 from nanollama.spec.base import SpecError
 from nanollama.spec.command import run_command
@@ -376,7 +378,9 @@ def test_the_script_writes_sets_with_their_entropy(tmp_path, capsys):
         assert any(line.startswith(f"wrote {path}: {count} sequences of 12 tokens") for line in printed)
         assert any(str(reader.entropy) in line for line in printed)
         with h5py.File(path, locking=False) as file:
-            assert set(file.attrs) == set(ATTRIBUTES) - {"entropy_note"}
+            assert set(file.attrs) == {name for name in ATTRIBUTES if "_lower" not in name and "_upper" not in name} - {
+                "entropy_note"
+            }
             assert file["tokens"].compression == "gzip"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["test.h5", "train.h5"]
 
@@ -407,10 +411,54 @@ def test_existing_files_are_replaced_only_on_demand(tmp_path, capsys):
     assert DatasetReader(tmp_path / "out" / "train.h5").seed == 9
 
 
-def test_sets_without_an_exact_entropy_say_why(tmp_path, capsys):
+def test_sets_without_an_entropy_say_why(tmp_path, capsys):
+    names = [f"Z{i}" for i in range(10)]
+    latents = [NodeSpec(name=name, state_dim=8, alpha=0.3) for name in names]
+    observed = NodeSpec(name="X", state_dim=6, alpha=0.3, parents=tuple(names), observed=True)
+    huge = GSSMSpec(nodes=(*latents, observed)).model_dump(mode="json")
+    assert run_command(app.main, [f"config={config(tmp_path, gssm=huge)}"]) == 0
+    assert "no entropy: the exact bound is out of reach" in capsys.readouterr().out
+    reader = DatasetReader(tmp_path / "out" / "train.h5")
+    assert reader.entropy is reader.entropy_bounds is None
+    with h5py.File(tmp_path / "out" / "train.h5", locking=False) as file:
+        assert "out of reach" in file.attrs["entropy_note"]
+
+
+def test_sets_whose_kernels_are_redrawn_carry_bounds_of_their_own_sequences(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(app, "BOUNDED_SEQUENCES", 10)
     path = config(tmp_path, gssm=graph(mode="context").model_dump(mode="json"))
     assert run_command(app.main, [f"config={path}"]) == 0
-    assert "no entropy: context mode ('Z')" in capsys.readouterr().out
-    assert DatasetReader(tmp_path / "out" / "train.h5").entropy is None
+    reader = DatasetReader(tmp_path / "out" / "train.h5")
+    assert reader.entropy is None
+    assert reader.entropy_bounds is not None
+    lower, upper = reader.entropy_bounds
+    assert lower.num_sequences == upper.num_sequences == 10
+    assert f"entropy: {lower.mean:.4f} ± {lower.stderr:.4f} to {upper.mean:.4f}" in capsys.readouterr().out
+    kernels, sampler = reader.kernels(), Sampler(reader.kernels(), 4, "train")
+    truths = context.true_draws(sampler, range(10), 12)
+    found = context.two_sided(kernels, reader.read(slice(0, 10)), truths, particles=2000)
+    assert found.upper is not None
+    assert lower.mean == pytest.approx(-found.upper.mean() / 11, abs=0.05)
+    assert upper.mean == pytest.approx(-found.lower.mean() / 11, abs=0.05)
     with h5py.File(tmp_path / "out" / "train.h5", locking=False) as file:
-        assert "context mode" in file.attrs["entropy_note"]
+        assert set(file.attrs) == set(ATTRIBUTES) - {"entropy", "entropy_stderr", "entropy_note"}
+
+
+def urn(alpha: float) -> dict:
+    node = NodeSpec(name="X", state_dim=6, alpha=alpha, kernel_type="fullrank", mode="context", observed=True)
+    return GSSMSpec(nodes=(node,)).model_dump(mode="json")
+
+
+def test_sets_with_a_formula_are_scored_by_it(tmp_path):
+    assert run_command(app.main, [f"config={config(tmp_path, gssm=urn(0.3))}"]) == 0
+    reader = DatasetReader(tmp_path / "out" / "train.h5")
+    scores = -ClosedForm(reader.kernels()).log_likelihood(reader.read(slice(None))).mean(axis=1)
+    assert reader.entropy is not None
+    assert reader.entropy.mean == pytest.approx(scores.mean(), rel=1e-12)
+
+
+def test_a_formula_that_does_not_hold_leaves_a_set_without_entropy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nanollama.data.polya.MAX_FLOOR_ERROR", 0)
+    assert run_command(app.main, [f"config={config(tmp_path, gssm=urn(0.3))}"]) == 0
+    assert "no entropy: sequence 0: the floor of the kernels may change" in capsys.readouterr().out
+    assert len(DatasetReader(tmp_path / "out" / "train.h5")) == 50

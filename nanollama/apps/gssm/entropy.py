@@ -1,9 +1,9 @@
 """Estimate the entropy of a config's data, exactly scored, or score sequences with the kernels of another program.
 
-    python -m nanollama.apps.gssm.entropy config=FILE [num_sequences=N] [key.sub=value …] [output=OUT.json]
+    python -m nanollama.apps.gssm.entropy config=configs/gssm/debug.yaml [num_sequences=N] [output=OUT.json] […]
     python -m nanollama.apps.gssm.entropy kernels=K.npz sequences=S.npz [output=OUT.json]
 
-FILE is a training config, with data made on the fly or read from a file, or a config that makes sets: graph, seed and
+The config is one of training, with data made on the fly or read from a file, or one that makes sets: graph, seed and
 length are those of its data. Fresh sequences are sampled from that model.
 
     num_sequences=10000   how many; 100 where a sequence takes seconds, in context mode
@@ -45,10 +45,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nanollama.apps.gssm.options import Source, check_targets, read_source, split_options, write_json, writing
-from nanollama.data.bounds import entropy
+from nanollama.data.bounds import Entropy, entropy
 from nanollama.data.filter import Filter
 from nanollama.data.gssm import Array, Kernels, load_kernels, relevant_latents, save_kernels
-from nanollama.data.sampler import Sampler
+from nanollama.data.polya import ClosedForm, closed_form_applies
 from nanollama.spec.base import Problem, Spec, SpecError
 from nanollama.spec.command import run_command
 
@@ -118,12 +118,12 @@ def _estimate(options: Options, source: Source) -> dict[str, Any]:
             save_kernels(kernels, options.save)
     in_context = _in_context(options, kernels)
     with source.placing():
-        if in_context:
-            return _estimate_in_context(options, kernels, source)
         if options.explain:
-            _explain(kernels, options)
+            _explain(kernels, options, in_context=in_context)
+        if in_context and not closed_form_applies(kernels.spec):
+            return _bounds(options, kernels, source)
         count = options.num_sequences or NUM_SEQUENCES
-        found = entropy(kernels, source.seq_len, count, dtype=np.dtype(options.dtype))
+        found = _entropy(kernels, source.seq_len, count, options.dtype)
     by_position = {"mean": found.by_position.mean.tolist(), "stderr": found.by_position.stderr.tolist()}
     return {
         "nats_per_token": found.mean,
@@ -138,15 +138,19 @@ def _estimate(options: Options, source: Source) -> dict[str, Any]:
     }
 
 
-def _estimate_in_context(options: Options, kernels: Kernels, source: Source) -> dict[str, Any]:
-    """Exact where a formula is, else bounds from both sides."""
+def _entropy(kernels: Kernels, seq_len: int, count: int, dtype: str) -> Entropy:
+    try:
+        return entropy(kernels, seq_len, count, dtype=np.dtype(dtype))
+    except SpecError:
+        raise
+    except ValueError as error:  # a formula that does not hold for alphas near the floor
+        raise SpecError([Problem(path="gssm.nodes", message=str(error))]) from None
+
+
+def _bounds(options: Options, kernels: Kernels, source: Source) -> dict[str, Any]:
+    """Bounds of the entropy from both sides, where kernels are redrawn for every sequence."""
     from nanollama.data import context  # noqa: PLC0415 - few need it, and it takes time to load
 
-    start = time.monotonic()
-    if context.closed_form_applies(kernels.spec):
-        tokens = Sampler(kernels, 0, "entropy").sample(range(options.num_sequences or NUM_SEQUENCES), source.seq_len)
-        scores = -context.ClosedForm(kernels).log_likelihood(tokens)
-        return _scored(kernels, scores, "closed form", time.monotonic() - start) | {"seed": source.seed}
     count = options.num_sequences or CONTEXT_SEQUENCES
     found = context.entropy(kernels, source.seq_len, count, particles=options.particles)
     return {
@@ -182,16 +186,17 @@ def _score_file(options: Options) -> dict[str, Any]:
 
 def _score(options: Options, kernels: Kernels, tokens: NDArray[np.integer[Any]]) -> dict[str, Any]:
     start = time.monotonic()
-    if not _in_context(options, kernels):
-        if options.explain:
-            _explain(kernels, options)
+    in_context = _in_context(options, kernels)
+    if options.explain:
+        _explain(kernels, options, in_context=in_context)
+    if closed_form_applies(kernels.spec):
+        scores = -ClosedForm(kernels).log_likelihood(tokens)
+        return _scored(kernels, scores, "closed form", time.monotonic() - start) | {"nll": _sums(scores)}
+    if not in_context:
         scores = -Filter(kernels, dtype=np.dtype(options.dtype)).log_likelihood(tokens)
         return _scored(kernels, scores, "forward filter", time.monotonic() - start) | {"nll": _sums(scores)}
     from nanollama.data import context  # noqa: PLC0415 - as above
 
-    if context.closed_form_applies(kernels.spec):
-        scores = -context.ClosedForm(kernels).log_likelihood(tokens)
-        return _scored(kernels, scores, "closed form", time.monotonic() - start) | {"nll": _sums(scores)}
     found = context.two_sided(kernels, tokens, None, particles=options.particles or context.PARTICLES)
     count, length = tokens.shape
     upper = -found.lower / (length - 1)
@@ -234,8 +239,14 @@ class _OptionError(SpecError):
     """An option that means nothing for the graph: its place is its own, not that of the graph."""
 
 
-def _explain(kernels: Kernels, options: Options) -> None:
-    print(Filter(kernels, dtype=np.dtype(options.dtype)).explain())
+def _explain(kernels: Kernels, options: Options, *, in_context: bool) -> None:
+    """Print how the sequences are scored and what that costs."""
+    if not in_context:
+        print(Filter(kernels, dtype=np.dtype(options.dtype)).explain())
+        return
+    from nanollama.data import context  # noqa: PLC0415 - as above
+
+    print(context.explain(kernels, options.particles or context.PARTICLES))
 
 
 def _sums(scores: Array) -> list[float]:
