@@ -2,7 +2,11 @@
 
 Everything that decides is integer arithmetic, 64-bit products from 32-bit halves; where rows are multiplied out,
 floating point is used in the same order as there. Each operation takes all sequences at once, so it pays for very many
-sequences only: a training batch is drawn faster by `Sampler` on the CPU.
+sequences only: `loader.OnlineLoader` times both and takes the faster one.
+
+Products of 64-bit words wrap around here, as torch's own operations do. In the C++ that torch.compile writes for the
+CPU signed overflow is undefined, and the compiler uses that: numbers come out wrong there unless -fwrapv is given.
+So nothing here is compiled.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from nanollama.data.bounds import Scorer
+from nanollama.data.device_sampler import DeviceSampler
 from nanollama.data.gssm import IntArray, Kernels, draw_kernels
 from nanollama.data.hdf5 import DatasetReader
+from nanollama.data.polya import ClosedForm, closed_form_applies
 from nanollama.data.sampler import Sampler, Tokens
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.data import FileData, OnlineData
 
 _RESIDENT_BYTES = 2**30  # a set up to this size is held in memory, a larger one is read batch by batch
+
+_TIMED_TOKENS = 65  # of each sequence, when two samplers are compared
 
 
 class Loader(ABC):
@@ -44,6 +50,8 @@ class Loader(ABC):
         self.scorer: Scorer | None = None
         self.scorer_note = ""
         try:
+            if closed_form_applies(kernels.spec):
+                ClosedForm(kernels).require(seq_len)
             self.scorer = Scorer(kernels, device=device)
         except SpecError as error:
             self.scorer_note = "; ".join(f"{p.message} - {p.remedy}" for p in error.problems)
@@ -58,10 +66,13 @@ class Loader(ABC):
         Raises:
             SpecError: a file that turns out to be damaged.
         """
+        return torch.from_numpy(self._tokens(self._positions(step)).astype(np.int64))  # type: ignore[return-value] # int64 is what LongTensor means
+
+    def _positions(self, step: int) -> IntArray:
+        """Where this rank's sequences of a step stand in the endless stream."""
         assert step >= 0, step
         first = step * self._batch_size
-        positions = np.arange(first + self._share.start, first + self._share.stop, dtype=np.int64)
-        return torch.from_numpy(self._tokens(positions).astype(np.int64))  # type: ignore[return-value] # int64 is what LongTensor means
+        return np.arange(first + self._share.start, first + self._share.stop, dtype=np.int64)
 
     @abstractmethod
     def _tokens(self, positions: IntArray) -> Tokens:
@@ -82,9 +93,47 @@ class OnlineLoader(Loader):
             device=device,
         )
         self._sampler = Sampler(kernels, data.seed, "train")
+        self._device_sampler = None
+        if torch.device(device).type != "cpu":
+            self._device_sampler = faster_on_device(self._sampler, device, len(self._share), self.seq_len)
+
+    def batch(self, step: int) -> torch.LongTensor:
+        """As Loader; drawn on the device, and left there, where that is faster. The tokens are the same."""
+        if self._device_sampler is None:
+            return super().batch(step)
+        return self._device_sampler.sample(self._positions(step), self.seq_len)  # type: ignore[return-value]
 
     def _tokens(self, positions: IntArray) -> Tokens:
         return self._sampler.sample(positions, self.seq_len)
+
+
+def faster_on_device(
+    sampler: Sampler, device: torch.device | str, num_sequences: int, seq_len: int
+) -> DeviceSampler | None:
+    """A sampler on the device where it draws such batches faster than this one does, else None.
+
+    Both draw the first tokens of a batch, to the CPU's memory and to the device's, once to get ready and once to be
+    timed. Which one is chosen changes no token, so ranks and restarts need not agree.
+    """
+    length = min(seq_len, _TIMED_TOKENS)
+
+    def draw_here() -> torch.Tensor:
+        return torch.from_numpy(sampler.sample(range(num_sequences), length).astype(np.int64)).to(device)
+
+    try:
+        other = DeviceSampler(sampler.kernels, sampler.seed, sampler.split, device=device)
+        there = _seconds(lambda: other.sample(range(num_sequences), length))
+    except torch.OutOfMemoryError:  # the tables do not fit beside the learner
+        return None
+    return other if there < _seconds(draw_here) else None
+
+
+def _seconds(draw: Callable[[], torch.Tensor]) -> float:
+    """Time of the second call; a number is fetched, which waits for all that was asked of the device."""
+    draw()[-1, -1].item()
+    began = time.perf_counter()
+    draw()[-1, -1].item()
+    return time.perf_counter() - began
 
 
 class FileLoader(Loader):

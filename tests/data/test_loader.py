@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from nanollama.data import loader as module
 from nanollama.data.bounds import Scorer
+from nanollama.data.device_sampler import DeviceSampler
 from nanollama.data.gssm import draw_kernels
 from nanollama.data.hdf5 import DatasetReader, DatasetWriter
-from nanollama.data.loader import build_loader
+from nanollama.data.loader import build_loader, faster_on_device
 from nanollama.data.sampler import Sampler
 from nanollama.spec.base import SpecError
 from nanollama.spec.data import FileData, OnlineData
@@ -145,3 +146,49 @@ def test_graphs_without_an_exact_score_train_without_a_scorer():
     assert " bytes for a single sequence, over " in loader.scorer_note
     assert loader.scorer_note.endswith(" - use fewer or smaller latents, or fewer parents")
     assert loader.batch(0).shape == (12, 9)
+
+
+def test_of_two_samplers_the_faster_one_draws_and_the_tokens_are_the_same(monkeypatch):
+    sampler = Sampler(draw_kernels(SPEC, 5), 5, "train")
+    alone = build_loader(ONLINE, rank=1, world_size=2)
+    expected = [alone.batch(step) for step in range(3)]
+    times = iter([2.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(module, "_seconds", lambda _: next(times))
+    assert faster_on_device(sampler, "cpu", 6, 9) is None
+    alone._device_sampler = faster_on_device(sampler, "cpu", 6, 9)
+    assert isinstance(alone._device_sampler, DeviceSampler)
+    for step, batch in enumerate(expected):
+        assert torch.equal(alone.batch(step), batch)
+
+
+def test_samplers_are_compared_by_what_they_draw():
+    sampler = Sampler(draw_kernels(SPEC, 5), 5, "train")
+    assert faster_on_device(sampler, "cpu", 2, 70) is None, "on the CPU compiled loops win by far"
+
+
+def test_a_sampler_that_finds_no_memory_on_the_device_leaves_the_cpu_to_draw(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, "DeviceSampler", full)
+    assert faster_on_device(Sampler(draw_kernels(SPEC, 5), 5, "train"), "cpu", 6, 9) is None
+
+
+def test_a_formula_that_may_not_hold_is_no_scorer():
+    nodes = (NodeSpec(name="X", state_dim=9, alpha=1e-6, kernel_type="fullrank", mode="context", observed=True),)
+    data = ONLINE.model_copy(update={"gssm": GSSMSpec(nodes=nodes), "seq_len": 100})
+    loader = build_loader(data, rank=0, world_size=1)
+    assert loader.scorer is None
+    assert loader.scorer_note.startswith("alpha = 1e-06: the floor of the kernels")
+    nodes = (nodes[0].model_copy(update={"alpha": 0.1}),)
+    loader = build_loader(data.model_copy(update={"gssm": GSSMSpec(nodes=nodes)}), rank=0, world_size=1)
+    assert loader.scorer is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_for_a_gpu_are_those_of_the_cpu():
+    data = ONLINE.model_copy(update={"batch_size": 2**15})
+    assert torch.equal(
+        build_loader(data, rank=0, world_size=1, device="cuda").batch(1).cpu(),
+        build_loader(data, rank=0, world_size=1).batch(1),
+    )
