@@ -94,7 +94,8 @@ class OnlineLoader(Loader):
         )
         self._sampler = Sampler(kernels, data.seed, "train")
         self._device_sampler = None
-        if torch.device(device).type != "cpu":
+        # a thread that draws ahead costs the device nothing
+        if torch.device(device).type != "cpu" and data.prefetch == 0:
             self._device_sampler = faster_on_device(self._sampler, device, len(self._share), self.seq_len)
 
     def batch(self, step: int) -> torch.LongTensor:

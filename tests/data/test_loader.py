@@ -192,3 +192,12 @@ def test_batches_for_a_gpu_are_those_of_the_cpu():
         build_loader(data, rank=0, world_size=1, device="cuda").batch(1).cpu(),
         build_loader(data, rank=0, world_size=1).batch(1),
     )
+
+
+def test_the_device_is_tried_only_where_nothing_draws_ahead(monkeypatch):
+    tried = []
+    monkeypatch.setattr(module, "Scorer", lambda *_, **__: None)
+    monkeypatch.setattr(module, "faster_on_device", lambda _, *wanted: tried.append(wanted))
+    for prefetch, device in ((0, "cpu"), (2, "cuda"), (0, "cuda")):
+        build_loader(ONLINE.model_copy(update={"prefetch": prefetch}), rank=0, world_size=2, device=device)
+    assert tried == [("cuda", 6, 9)]
