@@ -21,7 +21,8 @@ from backend.experiments.endpoints import router as experiments_router
 from backend.metrics.endpoints import router as metrics_router
 from backend.middleware import BodyLimit, LoopbackOnly, RequestIds
 from backend.notifier import Notifier
-from backend.queue.endpoints import router as queue_router
+from backend.queue.endpoints import queue_router
+from backend.queue.endpoints import router as attempts_router
 from backend.queue.sync import extend_leases
 from backend.runs.endpoints import router as runs_router
 from backend.settings import Settings
@@ -39,6 +40,7 @@ TAGS = [
         "description": "Curves of any length, thinned out without losing a spike; newest and best values.",
     },
     {"name": "workers", "description": "Machines that execute runs; for daemons, and to see who is alive."},
+    {"name": "queue", "description": "Jobs that wait for a worker, and why."},
     {"name": "attempts", "description": "What a worker reports of the attempts that it leases."},
     {"name": "tokens", "description": "Access tokens and their scopes, where tokens are on."},
     {"name": "service", "description": "The service itself."},
@@ -62,6 +64,7 @@ ROUTERS = (
     metrics_router,
     checkpoints_router,
     streams_router,
+    attempts_router,
     queue_router,
     workers_router,
     tokens_router,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator
@@ -65,6 +65,17 @@ def _check_cursor(prefix: str) -> Callable[[str], str]:
 
 _CursorQuery = Query(max_length=32, description="`next_cursor` of the page before")
 ExperimentCursor = Annotated[Annotated[str, AfterValidator(_check_cursor("e"))] | None, _CursorQuery]
+
+
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="a repetition with the same key and body creates nothing and gets the same answer",
+    ),
+]
 
 
 def refuse_unknown_queries(request: Request) -> None:

@@ -36,6 +36,11 @@ class CheckpointRepository:
             update(Checkpoint).where(Checkpoint.run_id == run_id, Checkpoint.step == step).values(removed=True)
         )
 
+    def any_left(self, run_id: str) -> bool:
+        """Whether a run has a checkpoint that has not been removed."""
+        query = select(Checkpoint.step).where(Checkpoint.run_id == run_id, Checkpoint.removed.is_(False)).limit(1)
+        return self._session.scalar(query) is not None
+
     def of_run(self, run_id: str) -> list[Checkpoint]:
         """Checkpoints of a run by step, removed ones too."""
         return list(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, status
+from fastapi import APIRouter, Query, status
 
-from backend.deps import ContextDep, ExperimentCursor, ExperimentId, error_responses
+from backend.deps import Context, ContextDep, ExperimentCursor, ExperimentId, IdempotencyKeyHeader, error_responses
 from backend.experiments.service import ExperimentService
 from backend.specs.service import read_sweep
 from nanollama.api.errors import InvalidRequest
@@ -14,16 +15,6 @@ from nanollama.api.schemas import Experiment, ExperimentCreate, ExperimentDetail
 from nanollama.spec.base import SpecError
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
-
-IdempotencyKeyHeader = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=200,
-        pattern=r"^[\x21-\x7e]+$",
-        description="a repetition with the same key and body creates nothing and gets the same answer",
-    ),
-]
 
 
 @router.post(
@@ -37,14 +28,19 @@ def create_experiment(
     A config with a `grid` makes up to 10,000 runs, in the grid's order and with the values in their names. An invalid
     config is refused with every problem, and nothing is kept.
     """
+    return submit_experiment(context, body, idempotency_key)
+
+
+def submit_experiment(context: Context, given: ExperimentCreate, idempotency_key: str | None) -> Experiment:
+    """Read a config and its grid, outside of the transaction that stores them. Raises InvalidRequest."""
     try:
-        sweep = read_sweep(body)
+        sweep = read_sweep(given)
     except SpecError as error:
         count = len(error.problems)
         detail = f"the config has {count} problem{'s' if count > 1 else ''}"
         raise InvalidRequest(detail, error.problems) from None
     with context.database.write() as session:
-        experiment = ExperimentService(session, context.clock()).submit(body, sweep, idempotency_key)
+        experiment = ExperimentService(session, context.clock()).submit(given, sweep, idempotency_key)
     context.notifier.notify()
     return experiment
 
@@ -65,3 +61,22 @@ def get_experiment(context: ContextDep, experiment_id: ExperimentId) -> Experime
     """An experiment with what was submitted and its first runs."""
     with context.database.read() as session:
         return ExperimentService(session, context.clock()).get(experiment_id)
+
+
+@router.post("/{experiment_id}/pause", summary="Pause an experiment", responses=error_responses(404))
+def pause_experiment(context: ContextDep, experiment_id: ExperimentId) -> Experiment:
+    """Lease none of its runs until it is resumed. Those that are leased already go on."""
+    return _set_paused(context, experiment_id, context.clock())
+
+
+@router.post("/{experiment_id}/resume", summary="Resume an experiment", responses=error_responses(404))
+def resume_experiment(context: ContextDep, experiment_id: ExperimentId) -> Experiment:
+    """Let its runs be leased again."""
+    return _set_paused(context, experiment_id, None)
+
+
+def _set_paused(context: Context, experiment_id: str, since: datetime | None) -> Experiment:
+    with context.database.write() as session:
+        experiment = ExperimentService(session, context.clock()).set_paused(experiment_id, since)
+    context.notifier.notify()
+    return experiment

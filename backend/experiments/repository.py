@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,11 @@ class ExperimentRepository:
         """One experiment; `source` loads what was submitted too."""
         options = [undefer(Experiment.source)] if source else []
         return self._session.get(Experiment, experiment_id, options=options)
+
+    def paused(self, experiment_ids: Collection[str]) -> set[str]:
+        """Those of the experiments that are paused."""
+        query = select(Experiment.id).where(Experiment.id.in_(experiment_ids), Experiment.paused_since.is_not(None))
+        return set(self._session.scalars(query))
 
     def reuse(self, rows: Iterable[dict[str, Any]]) -> None:
         """Let earlier runs stand for runs of an experiment."""

@@ -12,15 +12,17 @@ from backend.columns import content_digest
 from backend.experiments.repository import ExperimentRepository, IdempotencyRepository
 from backend.ids import new_id
 from backend.queue.needs import NeedRepository
+from backend.queue.pauses import PauseRepository
 from backend.queue.service import QueueService
 from backend.runs.repository import RunRepository
-from backend.runs.service import run_view
+from backend.runs.service import no_run, run_view
 from backend.specs.service import Sweep, Variation
 from backend.tables import Experiment
 from nanollama.api import schemas
-from nanollama.api.errors import AlreadySucceeded, Conflict, NotFound
+from nanollama.api.errors import AlreadySucceeded, Conflict, InvalidRequest, NotFound
 from nanollama.api.status import RunState
-from nanollama.spec.base import Problem
+from nanollama.spec.base import Problem, SpecError
+from nanollama.spec.load import set_value
 
 INSERTED = 500
 """Runs in one statement: so much is in memory twice."""
@@ -37,6 +39,7 @@ class ExperimentService:
         self._keys = IdempotencyRepository(session)
         self._runs = RunRepository(session)
         self._needs = NeedRepository(session)
+        self._pauses = PauseRepository(session)
         self._queue = QueueService(session, now)
 
     def submit(self, given: schemas.ExperimentCreate, sweep: Sweep, idempotency_key: str | None) -> schemas.Experiment:
@@ -64,6 +67,45 @@ class ExperimentService:
         if row is None:
             raise no_experiment(experiment_id)
         return schemas.ExperimentDetail(**dict(self._view(row)), **(row.source or {}))
+
+    def set_paused(self, experiment_id: str, since: datetime | None) -> schemas.Experiment:
+        """Pause an experiment since a moment, or resume it. Raises NotFound."""
+        self._pauses.set_experiment(experiment_id, since)
+        row = self._experiments.get(experiment_id)
+        if row is None:
+            raise no_experiment(experiment_id)
+        return self._view(row)
+
+    def clone_of(self, run_id: str, clone: schemas.Clone) -> schemas.ExperimentCreate:
+        """The submission that runs a run's config once more, with changes.
+
+        Raises:
+            NotFound: no such run.
+            InvalidRequest: an override that leads nowhere.
+        """
+        run = self._runs.get(run_id, details=True)
+        if run is None:
+            raise no_run(run_id)
+        experiment = self._experiments.get(run.experiment_id)
+        assert experiment is not None, "a run is of an experiment"
+        config = dict(run.config)
+        try:
+            for key, value in clone.overrides.items():
+                set_value(config, key, value)
+        except SpecError as error:
+            raise InvalidRequest("an override cannot be made", error.problems) from None
+        given = clone.model_fields_set
+        return schemas.ExperimentCreate(
+            config=config,
+            name=clone.name or run.name,
+            notes=clone.notes,
+            tags=run.tags if clone.tags is None else clone.tags,
+            priority=run.priority if clone.priority is None else clone.priority,
+            resources=clone.resources or schemas.Resources.model_validate(experiment.resources),
+            retries=clone.retries if "retries" in given else run.retries,
+            max_interruptions=clone.max_interruptions if "max_interruptions" in given else run.max_interruptions,
+            reuse=clone.reuse,
+        )
 
     def page(self, *, limit: int, cursor: str | None) -> schemas.ExperimentPage:
         """A page of experiments with their first runs, newest first."""

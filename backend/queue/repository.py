@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, insert, select, true, update
+from sqlalchemy import Select, and_, func, insert, or_, select, true, update
 from sqlalchemy.orm import Session, undefer
 from sqlalchemy.sql import ColumnElement
 
-from backend.tables import ACTIVE, Attempt, Run, Transition, Worker
+from backend.tables import ACTIVE, Attempt, Experiment, Run, Transition, Worker
 from nanollama.api.status import AttemptState
 
 CHUNK = 500  # ids in one statement
@@ -47,6 +47,27 @@ class AttemptRepository:
         """The newest attempt of a run, locked."""
         return self._locked(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number.desc()).limit(1))
 
+    def lock_newest_of(self, run_ids: Sequence[str]) -> list[Attempt]:
+        """The newest attempt of each of some runs, locked in order of id."""
+        query = (
+            select(Attempt)
+            .join(Run, and_(Run.id == Attempt.run_id, Run.attempt == Attempt.number))
+            .where(Run.id.in_(run_ids))
+            .order_by(Attempt.id)
+            .with_for_update(of=Attempt)
+            .execution_options(populate_existing=True)
+        )
+        return list(self._session.scalars(query))
+
+    def prioritise(self, run_ids: Sequence[str], priority: int) -> None:
+        """Change the priority of attempts that wait."""
+        self._session.execute(
+            update(Attempt)
+            .where(Attempt.run_id.in_(run_ids), Attempt.state == AttemptState.QUEUED)
+            .values(priority=priority)
+            .execution_options(synchronize_session=False)
+        )
+
     def number(self, run_id: str, number: int) -> Attempt | None:
         """The attempt of a run with that number."""
         query = select(Attempt).where(Attempt.run_id == run_id, Attempt.number == number)
@@ -65,20 +86,31 @@ class AttemptRepository:
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
-    def claim(self, worker: Worker, limit: int, expires: datetime) -> list[str]:
-        """Lease up to `limit` queued attempts to a worker, in one statement; their ids."""
-        return self._lease(worker, _next_in_line(limit), expires, state=AttemptState.LEASED)
+    def claim(
+        self, worker: Worker, limit: int, expires: datetime, needs: Collection[str] = ()
+    ) -> list[tuple[str, str | None]]:
+        """Lease up to `limit` queued attempts to a worker, in one statement; their ids and what they need.
+
+        Args:
+            worker: who gets them.
+            limit: how many at most.
+            expires: the end of the leases.
+            needs: those that the worker can meet; attempts without any are among the candidates in any case.
+        """
+        chosen = _next_in_line(limit, _claimable(worker, needs))
+        return self._lease(worker, chosen, expires, state=AttemptState.LEASED)
 
     def adopt(self, worker: Worker, now: datetime, expires: datetime) -> list[str]:
         """Lease to a worker the attempts of its pool whose lease has expired, in one statement; their ids."""
         chosen = select(Attempt.id).where(*_adoptable(worker, now)).order_by(Attempt.id)
-        return self._lease(worker, chosen, expires)
+        return [attempt_id for attempt_id, _ in self._lease(worker, chosen, expires)]
 
     def redeliver(self, worker: Worker, attempt_ids: Sequence[str], expires: datetime) -> list[str]:
         """Lease to a worker anew what it holds but does not know of; their ids."""
         ids = []
         for chunk in _chunks(attempt_ids):
-            ids += self._lease(worker, select(Attempt.id).where(Attempt.id.in_(chunk)), expires)
+            leased = self._lease(worker, select(Attempt.id).where(Attempt.id.in_(chunk)), expires)
+            ids += [attempt_id for attempt_id, _ in leased]
         return ids
 
     def renew(self, attempt_ids: Sequence[str], expires: datetime) -> None:
@@ -128,9 +160,33 @@ class AttemptRepository:
 
     # -- looks that lock nothing -------------------------------------------------------------------------------------
 
-    def any_queued(self) -> bool:
-        """Whether an attempt waits for a worker."""
-        return self._any(Attempt.state == AttemptState.QUEUED)
+    def any_claimable(self, worker: Worker, needs: Collection[str]) -> bool:
+        """Whether an attempt waits that the worker could claim."""
+        return self._any(*_claimable(worker, needs))
+
+    def in_line(self, offset: int, limit: int) -> list[tuple[Attempt, Run]]:
+        """Attempts that wait, in the order in which a worker that could run all would claim them."""
+        line = _line((Attempt.state == AttemptState.QUEUED,)).offset(offset).limit(limit).cte("line")
+        query = (
+            select(Attempt, Run)
+            .join(line, line.c.id == Attempt.id)
+            .join(Run, Run.id == Attempt.run_id)
+            .order_by(line.c.priority.desc(), line.c.turn, line.c.run_id)
+        )
+        return [(attempt, run) for attempt, run in self._session.execute(query)]
+
+    def count_queued(self) -> int:
+        """Number of attempts that wait."""
+        query = select(func.count()).select_from(Attempt).where(Attempt.state == AttemptState.QUEUED)
+        return self._session.scalar(query) or 0
+
+    def count_ended(self, run_id: str, state: AttemptState, since: int) -> int:
+        """Number of attempts of a run, from number `since` on, that ended in a state."""
+        query = select(func.count()).select_from(Attempt)
+        return (
+            self._session.scalar(query.where(Attempt.run_id == run_id, Attempt.state == state, Attempt.number >= since))
+            or 0
+        )
 
     def any_adoptable(self, worker: Worker, now: datetime) -> bool:
         """Whether the worker could adopt an attempt."""
@@ -169,7 +225,9 @@ class AttemptRepository:
             .execution_options(synchronize_session=False)
         )
 
-    def _lease(self, worker: Worker, chosen: Select[str], expires: datetime, **values: Any) -> list[str]:
+    def _lease(
+        self, worker: Worker, chosen: Select[str], expires: datetime, **values: Any
+    ) -> list[tuple[str, str | None]]:
         """Give the chosen attempts to a worker under a new epoch, in one statement that no other claim overlaps."""
         statement = update(Attempt).values(
             epoch=Attempt.epoch + 1,
@@ -185,12 +243,23 @@ class AttemptRepository:
             # in a CTE: as a subquery the planner may run it more than once and lock more rows than the limit
             picked = chosen.with_for_update(of=Attempt, skip_locked=True).cte("picked")
             statement = statement.where(Attempt.id == picked.c.id)
-        statement = statement.returning(Attempt.id).execution_options(synchronize_session=False)
-        return list(self._session.scalars(statement))
+        statement = statement.returning(Attempt.id, Attempt.needs).execution_options(synchronize_session=False)
+        return [(attempt_id, need) for attempt_id, need in self._session.execute(statement)]
 
 
-def _next_in_line(limit: int) -> Select[str]:
-    """Queued attempts by priority, then fair share between experiments, then age of the run.
+def _claimable(worker: Worker, needs: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+    """Attempts that wait, that their experiment has not been paused for, and that the worker can run."""
+    paused = select(Experiment.id).where(Experiment.paused_since.is_not(None))
+    return (
+        Attempt.state == AttemptState.QUEUED,
+        or_(Attempt.needs.is_(None), Attempt.needs.in_(needs)),
+        or_(Attempt.pool.is_(None), Attempt.pool == worker.pool),
+        Attempt.experiment_id.not_in(paused),
+    )
+
+
+def _line(conditions: tuple[ColumnElement[bool], ...]) -> Select[Any]:
+    """Attempts by priority, then fair share between experiments, then age of the run.
 
     Fair share: the k-th waiting attempt of an experiment takes its turn as if k-1 more of it were active already.
     """
@@ -204,21 +273,23 @@ def _next_in_line(limit: int) -> Select[str]:
         partition_by=Attempt.experiment_id, order_by=(Attempt.priority.desc(), Attempt.run_id)
     )
     turn = (func.coalesce(busy.c.number, 0) + place).label("turn")
-    candidates = (
+    return (
         select(Attempt.id, Attempt.priority, Attempt.run_id, turn)
         .outerjoin(busy, busy.c.experiment_id == Attempt.experiment_id)
-        .where(Attempt.state == AttemptState.QUEUED)
+        .where(*conditions)
         .order_by(Attempt.priority.desc(), turn, Attempt.run_id)
-        .limit(limit + SPARE)
-        .cte("candidates")
-        # computed once: a planner that has no statistics yet would do it again for each row
-        .prefix_with("MATERIALIZED", dialect="postgresql")
     )
+
+
+def _next_in_line(limit: int, conditions: tuple[ColumnElement[bool], ...]) -> Select[str]:
+    """The ids of the first in the line of attempts that meet the conditions."""
+    # computed once: a planner that has no statistics yet would do it again for each row
+    line = _line(conditions).limit(limit + SPARE).cte("candidates").prefix_with("MATERIALIZED", dialect="postgresql")
     return (
         select(Attempt.id)
-        .join(candidates, candidates.c.id == Attempt.id)
+        .join(line, line.c.id == Attempt.id)
         .where(Attempt.state == AttemptState.QUEUED)
-        .order_by(candidates.c.priority.desc(), candidates.c.turn, candidates.c.run_id)
+        .order_by(line.c.priority.desc(), line.c.turn, line.c.run_id)
         .limit(limit)
     )
 

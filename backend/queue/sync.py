@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from backend.deps import Context
+from backend.queue.needs import NeedRepository
+from backend.queue.pauses import PauseRepository
 from backend.queue.repository import AttemptRepository, Holding
 from backend.runs.repository import EventRepository, RunRepository
 from backend.settings import Settings
@@ -38,6 +40,8 @@ class SyncService:
         self._settings = settings
         self._attempts = AttemptRepository(session)
         self._workers = WorkerRepository(session)
+        self._needs = NeedRepository(session)
+        self._pauses = PauseRepository(session)
         self._runs = RunRepository(session)
         self._events = EventRepository(session)
 
@@ -68,14 +72,15 @@ class SyncService:
         self._attempts.renew([h.attempt_id for h in renewed], expires)
         unknown = [h.attempt_id for h in holdings if h.attempt_id not in listed]
         redelivered = self._attempts.redeliver(worker, unknown, expires)
-        adopted = [] if request.draining else self._attempts.adopt(worker, self._now, expires)
-        free = 0 if request.draining else request.free_slots - len(redelivered) - len(adopted)
-        claimed = self._attempts.claim(worker, free, expires) if free > 0 else []
+        draining = request.draining or worker.drain_requested
+        adopted = [] if draining else self._attempts.adopt(worker, self._now, expires)
+        free = 0 if draining else request.free_slots - len(redelivered) - len(adopted)
+        claimed = self._claim(worker, free, expires) if free > 0 else []
 
         leases = self._deliver(worker, redelivered, adopted, claimed)
         cancels, untold = self._cancels(renewed, leases)
         lost = sorted(listed.keys() - {h.attempt_id for h in renewed})
-        reply = self._reply(leases=leases, lost=lost, cancel=cancels)
+        reply = self._reply(leases=leases, lost=lost, cancel=cancels, drain=worker.drain_requested)
         return Synced(reply, news=bool(leases or lost or untold), serial=worker.syncs)
 
     def has_news(self, worker_id: str, request: schemas.SyncRequest, serial: int) -> bool:
@@ -83,11 +88,36 @@ class SyncService:
         worker = self._workers.get(worker_id)
         if worker is None or worker.syncs != serial or self._attempts.any_untold_cancel(worker_id):
             return True
-        if request.draining:
+        if request.draining or worker.drain_requested:
             return False
-        return self._attempts.any_adoptable(worker, self._now) or (
-            request.free_slots > 0 and self._attempts.any_queued()
-        )
+        if self._attempts.any_adoptable(worker, self._now):
+            return True
+        if request.free_slots == 0 or self._pauses.queue() is not None:
+            return False
+        offer, waiting = self._needs.offer(worker), self._needs.of_waiting()
+        return self._attempts.any_claimable(worker, [i for i, need in waiting.items() if offer.fits(need)])
+
+    def _claim(self, worker: Worker, free: int, expires: datetime) -> list[str]:
+        """Lease up to `free` attempts whose needs the worker can meet, all of them together; their ids.
+
+        They are claimed in rounds, each so small that whatever it brings fits. What does not fit waits, and later ones
+        that do may overtake it.
+        """
+        if self._pauses.queue() is not None:
+            return []
+        offer, waiting = self._needs.offer(worker), self._needs.of_waiting()
+        claimed: list[str] = []
+        while len(claimed) < free:
+            fitting = {i: need for i, need in waiting.items() if offer.fits(need)}
+            size = min([free - len(claimed), *(offer.times(need, free) for need in fitting.values())])
+            got = self._attempts.claim(worker, size, expires, fitting)
+            claimed += [attempt_id for attempt_id, _ in got]
+            for _, need_id in got:
+                if need_id is not None:
+                    offer.take(waiting[need_id])
+            if len(got) < size:
+                break
+        return claimed
 
     def _deliver(
         self, worker: Worker, redelivered: list[str], adopted: list[str], claimed: list[str]
@@ -119,10 +149,17 @@ class SyncService:
         return [h.attempt_id for h in wanted], bool(untold)
 
     def _reply(
-        self, leases: list[schemas.Lease] | None = None, lost: list[str] | None = None, cancel: list[str] | None = None
+        self,
+        leases: Sequence[schemas.Lease] = (),
+        lost: Sequence[str] = (),
+        cancel: Sequence[str] = (),
+        *,
+        drain: bool = False,
     ) -> schemas.SyncReply:
         pause = max(self._settings.upload_seconds, self._attempts.count_active() / self._settings.uploads_per_second)
-        return schemas.SyncReply(leases=leases or [], lost=lost or [], cancel=cancel or [], upload_seconds=pause)
+        return schemas.SyncReply(
+            leases=list(leases), lost=list(lost), cancel=list(cancel), drain=drain, upload_seconds=pause
+        )
 
 
 async def sync_or_wait(

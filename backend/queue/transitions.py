@@ -10,7 +10,7 @@ from backend.columns import content_digest
 from backend.queue.repository import AttemptRepository
 from backend.queue.service import QueueService
 from backend.runs.repository import RunRepository
-from backend.runs.service import attempt_view
+from backend.runs.service import attempt_view, run_view
 from backend.tables import Attempt, Transition
 from nanollama.api import schemas
 from nanollama.api.errors import Conflict, InvalidRequest, NotFound, StaleEpoch
@@ -62,6 +62,21 @@ class TransitionService:
             )
         )
         return answer
+
+    def unknown(self, attempt_id: str, report: schemas.UnknownReport) -> schemas.Run:
+        """Take a worker's word that its attempt is lost, or has been found.
+
+        Raises:
+            NotFound: no such attempt.
+            StaleEpoch, Conflict: the lease is another's, or the attempt has ended.
+        """
+        attempt = lock_attempt(self._attempts, attempt_id)
+        check_lease(attempt, report.epoch)
+        if attempt.state.terminal:
+            raise Conflict(f"the attempt has ended ({attempt.state.value})")
+        self._queue.report_unknown(attempt, report.reason)
+        (run,) = self._runs.lock([attempt.run_id])
+        return run_view(run)
 
 
 def lock_attempt(attempts: AttemptRepository, attempt_id: str) -> Attempt:

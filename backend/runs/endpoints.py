@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, status
 
-from backend.deps import ContextDep, RunId, error_responses
+from backend.deps import Context, ContextDep, IdempotencyKeyHeader, RunId, error_responses
+from backend.experiments.endpoints import submit_experiment
+from backend.experiments.service import ExperimentService
 from backend.queue.service import QueueService
-from backend.runs.service import RunService, Wanted
+from backend.runs.service import RunService, Wanted, run_view
 from nanollama.api.filters import LANGUAGE, MAX_CHARS
-from nanollama.api.schemas import Attempt, Event, Run, RunDetail, RunPage
-from nanollama.api.status import RunState
+from nanollama.api.schemas import (
+    Attempt,
+    Clone,
+    Event,
+    Experiment,
+    Prioritise,
+    Resolve,
+    Run,
+    RunDetail,
+    RunPage,
+    RunPatch,
+    RunsChanged,
+    RunSelection,
+)
+from nanollama.api.status import AttemptState, RunState
+
+MAX_CHANGED = 10_000
+"""Runs that one request changes."""
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -67,6 +86,85 @@ def cancel_run(context: ContextDep, run_id: RunId) -> Run:
         run = QueueService(session, context.clock()).cancel(run_id)
     context.notifier.notify()
     return run
+
+
+@router.post("/{run_id}/retry", summary="Retry a run", responses=error_responses(404, 409))
+def retry_run(context: ContextDep, run_id: RunId) -> Run:
+    """Open a run again that has failed or was cancelled: its next attempt goes on from its checkpoints.
+
+    The attempts that it had stay ended, and its budgets count anew. One that has succeeded can only be cloned.
+    """
+    with context.database.write() as session:
+        run = QueueService(session, context.clock()).retry(run_id)
+    context.notifier.notify()
+    return run
+
+
+@router.post("/{run_id}/resolve", summary="Decide on a run that is lost", responses=error_responses(404, 409))
+def resolve_run(context: ContextDep, run_id: RunId, body: Resolve) -> Run:
+    """Say how a run ended of which nobody knows: its job was started, is gone, and left no account of its end.
+
+    Make sure first that nothing of it executes any more.
+    """
+    with context.database.write() as session:
+        run = QueueService(session, context.clock()).resolve(run_id, AttemptState(body.to), body.reason)
+    context.notifier.notify()
+    return run
+
+
+@router.post(
+    "/{run_id}/clone",
+    status_code=status.HTTP_201_CREATED,
+    summary="Run a config once more",
+    responses=error_responses(404, 409, 413),
+)
+def clone_run(
+    context: ContextDep, run_id: RunId, body: Clone, idempotency_key: IdempotencyKeyHeader = None
+) -> Experiment:
+    """Make a new experiment from a run's config, with overrides, from its first step on."""
+    with context.database.read() as session:
+        given = ExperimentService(session, context.clock()).clone_of(run_id, body)
+    return submit_experiment(context, given, idempotency_key)
+
+
+@router.patch("/{run_id}", summary="Change a run", responses=error_responses(404))
+def patch_run(context: ContextDep, run_id: RunId, body: RunPatch) -> Run:
+    """Change the priority of a run that has not ended."""
+    with context.database.write() as session:
+        RunService(session).require(run_id)
+        QueueService(session, context.clock()).prioritise([run_id], body.priority)
+        session.flush()
+        run = run_view(RunService(session).require(run_id))
+    context.notifier.notify()
+    return run
+
+
+@router.post(":cancel", summary="Cancel runs", responses=error_responses())
+def cancel_runs(context: ContextDep, body: RunSelection) -> RunsChanged:
+    """As the cancel of each; runs that have ended, or are asked already, are passed over."""
+    return _change(context, body, lambda queue, ids: queue.cancel_many(ids))
+
+
+@router.post(":retry", summary="Retry runs", responses=error_responses())
+def retry_runs(context: ContextDep, body: RunSelection) -> RunsChanged:
+    """As the retry of each; runs that have neither failed nor been cancelled are passed over."""
+    return _change(context, body, lambda queue, ids: queue.retry_many(ids))
+
+
+@router.post(":prioritise", summary="Change the priority of runs", responses=error_responses())
+def prioritise_runs(context: ContextDep, body: Prioritise) -> RunsChanged:
+    """Runs that have ended are passed over."""
+    return _change(context, body, lambda queue, ids: queue.prioritise(ids, body.priority))
+
+
+def _change(
+    context: Context, selection: RunSelection, change: Callable[[QueueService, list[str]], list[str]]
+) -> RunsChanged:
+    with context.database.write() as session:
+        ids, more = RunService(session).select(selection, context.clock(), MAX_CHANGED)
+        changed = change(QueueService(session, context.clock()), ids)
+    context.notifier.notify()
+    return RunsChanged(changed=changed, more=more)
 
 
 @router.get("/{run_id}/attempts", summary="Attempts of a run", responses=error_responses(404))

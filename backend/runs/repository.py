@@ -74,6 +74,11 @@ class RunRepository:
         cursor = page.cursor(*found[limit - 1]) if len(found) > limit else None
         return [rows[run_id] for run_id in ids], cursor
 
+    def ids(self, terms: Sequence[Term], now: datetime, *, limit: int, experiment: str | None = None) -> list[str]:
+        """Ids of up to `limit` runs, newest first."""
+        conditions = self._matching(terms, now, experiment=experiment)
+        return list(self._session.scalars(select(Run.id).where(*conditions).order_by(Run.id.desc()).limit(limit)))
+
     def counts(
         self, terms: Sequence[Term] = (), now: datetime | None = None, **narrow: str | None
     ) -> dict[RunState, int]:

@@ -13,7 +13,7 @@ from backend.runs.repository import EventRepository, RunRepository
 from backend.tables import Attempt, Event, Run
 from nanollama.api import schemas
 from nanollama.api.errors import InvalidRequest, NotFound
-from nanollama.api.filters import parse_filter, parse_order
+from nanollama.api.filters import Term, parse_filter, parse_order
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError
 
@@ -45,11 +45,11 @@ class RunService:
         Raises:
             InvalidRequest: a filter, an order or a cursor that cannot be read.
         """
+        terms = _terms(wanted.filter)
         try:
-            terms = parse_filter(wanted.filter or "")
             order = None if wanted.sort is None else parse_order(wanted.sort)
         except SpecError as error:
-            raise InvalidRequest(f"the request is invalid: {error.problems[0]}", error.problems) from None
+            raise _unreadable(error) from None
         place = Page(order, wanted.cursor, sqlite=self._sqlite)
         narrow = {"search": wanted.search, "experiment": wanted.experiment}
         rows, cursor = self._runs.page(place, terms, now, states=wanted.states, limit=wanted.limit, **narrow)
@@ -58,6 +58,18 @@ class RunService:
             next_cursor=cursor,
             counts=self._runs.counts(terms, now, **narrow),
         )
+
+    def select(self, selection: schemas.RunSelection, now: datetime, limit: int) -> tuple[list[str], bool]:
+        """Ids of selected runs, newest first where they are filtered; whether the filter matches more than `limit`.
+
+        Raises:
+            InvalidRequest: a filter that cannot be read.
+        """
+        if selection.ids is not None:
+            return list(dict.fromkeys(selection.ids)), False
+        terms = _terms(selection.filter)
+        found = self._runs.ids(terms, now, limit=limit + 1, experiment=selection.experiment)
+        return found[:limit], len(found) > limit
 
     def detail(self, run_id: str) -> schemas.RunDetail:
         """One run with config and result. Raises NotFound."""
@@ -84,6 +96,17 @@ class RunService:
         return [event_view(row) for row in self._events.of_run(run_id)]
 
 
+def _terms(text: str | None) -> list[Term]:
+    try:
+        return list(parse_filter(text or ""))
+    except SpecError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: SpecError) -> InvalidRequest:
+    return InvalidRequest(f"the request is invalid: {error.problems[0]}", error.problems)
+
+
 def no_run(run_id: str) -> NotFound:
     """The error for a run that does not exist."""
     return NotFound(f"there is no run '{run_id}'")
@@ -102,6 +125,8 @@ def run_view(row: Run) -> schemas.Run:
         unknown_since=row.unknown_since,
         attempt=row.attempt,
         priority=row.priority,
+        retries=row.retries,
+        max_interruptions=row.max_interruptions,
         tags=row.tags,
         config_hash=row.config_hash,
         created_at=row.created_at,

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Depends, Request
 
 from backend.auth.access import PrincipalDep, needs, own_worker
 from backend.auth.service import TokenService
-from backend.deps import ContextDep, WorkerId, error_responses
+from backend.deps import Context, ContextDep, WorkerId, error_responses
 from backend.queue.sync import sync_or_wait
 from backend.workers.service import WorkerService
 from nanollama.api.schemas import SyncReply, SyncRequest, Worker, WorkerRegistration, WorkerTerms
-from nanollama.api.scopes import WORKER
+from nanollama.api.scopes import ADMIN, WORKER
 
 router = APIRouter(prefix="/workers", tags=["workers"])
 
@@ -50,3 +50,24 @@ async def sync_worker(context: ContextDep, worker_id: WorkerId, body: SyncReques
     queued ones are leased, up to `free_slots` in all; `cancel` lists the held attempts to stop.
     """
     return await sync_or_wait(context, worker_id, body, request.is_disconnected)
+
+
+@router.post("/{worker_id}/drain", summary="Drain a worker", responses=error_responses(404))
+@needs(ADMIN)
+def drain_worker(context: ContextDep, worker_id: WorkerId) -> Worker:
+    """Let a worker finish what it holds and take nothing more, across its restarts, until it is resumed."""
+    return _set_drain(context, worker_id, drain=True)
+
+
+@router.post("/{worker_id}/resume", summary="Resume a worker", responses=error_responses(404))
+@needs(ADMIN)
+def resume_worker(context: ContextDep, worker_id: WorkerId) -> Worker:
+    """Let a worker that was drained take jobs again."""
+    return _set_drain(context, worker_id, drain=False)
+
+
+def _set_drain(context: Context, worker_id: str, *, drain: bool) -> Worker:
+    with context.database.write() as session:
+        worker = WorkerService(session, context.clock(), context.settings).set_drain(worker_id, drain)
+    context.notifier.notify()
+    return worker

@@ -30,6 +30,11 @@ class WorkerRepository:
         statement = upsert(self._session, Worker).values(id=worker_id, syncs=0, drain_requested=False, **values)
         self._session.execute(statement.on_conflict_do_update(index_elements=[Worker.id], set_=values))
 
+    def busy(self, worker_id: str) -> int:
+        """Number of attempts that a worker holds."""
+        query = select(func.count()).select_from(Attempt)
+        return self._session.scalar(query.where(Attempt.worker_id == worker_id, Attempt.state.in_(ACTIVE))) or 0
+
     def all(self) -> list[tuple[Worker, int]]:
         """Every worker with the number of attempts that it holds, by name."""
         busy = (

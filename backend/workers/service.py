@@ -40,8 +40,15 @@ class WorkerService:
         views = [self._view(worker, busy) for worker, busy in self._workers.all()]
         return sorted(views, key=lambda view: not view.alive)
 
+    def set_drain(self, worker_id: str, drain: bool) -> schemas.Worker:
+        """Ask a worker to take nothing more, or let it take again. Raises NotFound."""
+        worker = self._workers.lock(worker_id)
+        if worker is None:
+            raise no_worker(worker_id)
+        worker.drain_requested = drain
+        return self._view(worker, self._workers.busy(worker_id))
+
     def _view(self, row: Worker, busy: int) -> schemas.Worker:
-        lease = timedelta(seconds=self._settings.terms(row.executor).lease_seconds)
         return schemas.Worker(
             id=row.id,
             name=row.name,
@@ -52,11 +59,21 @@ class WorkerService:
             run_root=row.run_root,
             slots=row.slots,
             busy=busy,
-            alive=row.last_seen_at + lease > self._now,
-            draining=row.draining,
+            alive=is_alive(row, self._now, self._settings),
+            draining=row.draining or row.drain_requested,
+            drain_requested=row.drain_requested,
             version=row.version,
+            accelerators=row.accelerators,
+            cpus=row.cpus,
+            memory_gb=row.memory_gb,
+            labels=row.labels,
             last_seen_at=row.last_seen_at,
         )
+
+
+def is_alive(worker: Worker, now: datetime, settings: Settings) -> bool:
+    """Whether a worker was heard of within its lease."""
+    return worker.last_seen_at + timedelta(seconds=settings.terms(worker.executor).lease_seconds) > now
 
 
 def no_worker(worker_id: str) -> NotFound:

@@ -194,6 +194,69 @@ class Client:
         """Ask for a run to stop. At once when it is queued, otherwise when its worker has evidence."""
         return _parse(self._call("POST", f"/runs/{_segment(run_id)}/cancel", idempotent=True), schemas.Run)
 
+    def retry(self, run_id: str) -> schemas.Run:
+        """Open a run again that failed or was cancelled; it goes on from its checkpoints. Raises Conflict."""
+        return _parse(self._call("POST", f"/runs/{_segment(run_id)}/retry"), schemas.Run)
+
+    def clone(
+        self, run_id: str, clone: schemas.Clone | None = None, *, idempotency_key: str | None = None
+    ) -> schemas.Experiment:
+        """Make a new experiment from a run's config, with overrides."""
+        return _parse(
+            self._call(
+                "POST",
+                f"/runs/{_segment(run_id)}/clone",
+                body=clone or schemas.Clone(),
+                headers={"Idempotency-Key": idempotency_key or secrets.token_hex(16)},
+                timeout=max(self._timeout, SWEEP_SECONDS),
+                idempotent=True,
+            ),
+            schemas.Experiment,
+        )
+
+    def resolve(self, run_id: str, resolve: schemas.Resolve) -> schemas.Run:
+        """Say how a run ended of which nobody knows. Raises Conflict when it is not lost."""
+        return _parse(self._call("POST", f"/runs/{_segment(run_id)}/resolve", body=resolve), schemas.Run)
+
+    def prioritise(self, run_id: str, priority: int) -> schemas.Run:
+        """Change the priority of a run that has not ended."""
+        body = schemas.RunPatch(priority=priority)
+        return _parse(self._call("PATCH", f"/runs/{_segment(run_id)}", body=body, idempotent=True), schemas.Run)
+
+    def cancel_runs(self, selection: schemas.RunSelection) -> schemas.RunsChanged:
+        """Ask several runs to stop; those that have ended are passed over."""
+        return _parse(self._call("POST", "/runs:cancel", body=selection, idempotent=True), schemas.RunsChanged)
+
+    def retry_runs(self, selection: schemas.RunSelection) -> schemas.RunsChanged:
+        """Retry several runs; those that can't be are passed over."""
+        return _parse(self._call("POST", "/runs:retry", body=selection), schemas.RunsChanged)
+
+    def prioritise_runs(self, selection: schemas.Prioritise) -> schemas.RunsChanged:
+        """Change the priority of several runs; those that have ended are passed over."""
+        return _parse(self._call("POST", "/runs:prioritise", body=selection, idempotent=True), schemas.RunsChanged)
+
+    def pause(self, experiment_id: str) -> schemas.Experiment:
+        """Lease none of an experiment's runs until it is resumed."""
+        path = f"/experiments/{_segment(experiment_id)}/pause"
+        return _parse(self._call("POST", path, idempotent=True), schemas.Experiment)
+
+    def resume(self, experiment_id: str) -> schemas.Experiment:
+        """Let the runs of a paused experiment be leased again."""
+        path = f"/experiments/{_segment(experiment_id)}/resume"
+        return _parse(self._call("POST", path, idempotent=True), schemas.Experiment)
+
+    def queue(self, *, limit: int = 100, offset: int = 0) -> schemas.Queue:
+        """Jobs that wait, in the order of claims, each with the reason."""
+        return self._get("/queue", schemas.Queue, limit=limit, offset=offset)
+
+    def pause_queue(self) -> schemas.Queue:
+        """Lease nothing until the queue is resumed."""
+        return _parse(self._call("POST", "/queue/pause", idempotent=True), schemas.Queue)
+
+    def resume_queue(self) -> schemas.Queue:
+        """Let jobs be leased again."""
+        return _parse(self._call("POST", "/queue/resume", idempotent=True), schemas.Queue)
+
     def attempts(self, run_id: str) -> list[schemas.Attempt]:
         """The attempts of a run, oldest first."""
         reply = self._call("GET", f"/runs/{_segment(run_id)}/attempts")
@@ -290,6 +353,16 @@ class Client:
         reply = self._call("DELETE", f"/tokens/{_segment(token_id)}", idempotent=True)
         return _parse(reply, schemas.Token)
 
+    def drain_worker(self, worker_id: str) -> schemas.Worker:
+        """Let a worker finish what it holds and take nothing more."""
+        path = f"/workers/{_segment(worker_id)}/drain"
+        return _parse(self._call("POST", path, idempotent=True), schemas.Worker)
+
+    def resume_worker(self, worker_id: str) -> schemas.Worker:
+        """Let a worker that was drained take jobs again."""
+        path = f"/workers/{_segment(worker_id)}/resume"
+        return _parse(self._call("POST", path, idempotent=True), schemas.Worker)
+
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def register(self, worker_id: str, registration: schemas.WorkerRegistration) -> schemas.WorkerTerms:
@@ -307,6 +380,12 @@ class Client:
         """Report a transition. Raises StaleEpoch when the lease is lost, Conflict when the transition is illegal."""
         reply = self._call("POST", f"/attempts/{_segment(attempt_id)}/transitions", body=request, idempotent=True)
         return _parse(reply, schemas.Attempt)
+
+    def report_unknown(self, attempt_id: str, *, epoch: int, reason: str | None) -> schemas.Run:
+        """Say that an attempt was started, is gone and left no account; without a reason, that it has been found."""
+        body = schemas.UnknownReport(epoch=epoch, reason=reason)
+        path = f"/attempts/{_segment(attempt_id)}/unknown"
+        return _parse(self._call("POST", path, body=body, idempotent=True), schemas.Run)
 
     def put_stream(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
         """Append bytes to a stream at an offset; what the server already has is ignored.

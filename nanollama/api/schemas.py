@@ -132,6 +132,53 @@ class ExperimentCreate(SpecInput, Budgets):
     reuse: Literal["never", "ask", "always"] = "never"
 
 
+class Clone(Budgets):
+    """A new experiment from a run's config. What is absent is as it was."""
+
+    overrides: dict[str, Any] = Field(
+        default={}, description="values by dotted key; `grid` makes a sweep", examples=[{"optim.lr": 1e-3}]
+    )
+    name: Label | None = Field(default=None, max_length=200)
+    notes: str = Field(default="", max_length=10_000)
+    tags: list[Annotated[Label, Field(max_length=64)]] | None = Field(default=None, max_length=32)
+    priority: int | None = Field(default=None, ge=-100, le=100)
+    resources: Resources | None = None
+    reuse: Literal["never", "ask", "always"] = "never"
+
+
+class RunPatch(Request):
+    """What can be changed of a run that has not ended."""
+
+    priority: int = Field(ge=-100, le=100, description="counts while it is queued, and for its later attempts")
+
+
+class RunSelection(Request):
+    """Runs: those with these ids, or those that a list with the same filter shows; one of the two."""
+
+    ids: list[str] | None = Field(default=None, min_length=1, max_length=10_000)
+    experiment: str | None = Field(default=None, max_length=32)
+    filter: str | None = Field(default=None, min_length=1, max_length=2000, examples=["state:queued tag:exp2"])
+
+    @model_validator(mode="after")
+    def _one(self) -> RunSelection:
+        if (self.ids is None) == (self.experiment is None and self.filter is None):
+            raise ValueError("give either `ids`, or `experiment`, `filter` or both")
+        return self
+
+
+class Prioritise(RunSelection):
+    """A priority for several runs."""
+
+    priority: int = Field(ge=-100, le=100)
+
+
+class RunsChanged(Response):
+    """The runs that a request made a difference to."""
+
+    changed: list[str] = Field(description="their ids")
+    more: bool = Field(default=False, description="the filter matches more than one request changes: repeat it")
+
+
 class Progress(Response):
     """Where a run is. Loss, bound, excess: nats per token, of the newest metric line."""
 
@@ -158,6 +205,8 @@ class Run(Response):
     unknown_since: datetime | None = None
     attempt: int = Field(description="number of the newest attempt, from 1")
     priority: int
+    retries: int = 0
+    max_interruptions: int | None = None
     tags: list[str]
     config_hash: str
     created_at: datetime
@@ -240,7 +289,8 @@ class Event(Response):
     id: int
     attempt: int | None
     kind: str = Field(
-        description="transition, cancel_requested, adopted, redelivered, or a kind of EventLine; "
+        description="transition, cancel_requested, reopened, prioritised, adopted, redelivered, unknown, found, "
+        "resolved, or a kind of EventLine; "
         "a transition without attempt is the run's own"
     )
     at: datetime
@@ -393,6 +443,22 @@ class Held(Request):
     epoch: int = Field(ge=0)
 
 
+class UnknownReport(Request):
+    """A worker's word that an attempt was started, is gone and left no account; without a reason, that it was found."""
+
+    epoch: int = Field(ge=0)
+    reason: str | None = Field(default=None, max_length=10_000)
+
+
+class Resolve(Request):
+    """A person's word on a run of which nobody knows whether it executes: it does not, and it counts as `to`."""
+
+    to: Literal["INTERRUPTED", "FAILED", "CANCELLED"] = Field(
+        description="INTERRUPTED lets the next attempt go on from its checkpoints"
+    )
+    reason: str | None = Field(default=None, max_length=2000)
+
+
 class SyncRequest(Request):
     """Heartbeat and claim in one: renews what is held, asks for up to `free_slots` more.
 
@@ -425,6 +491,7 @@ class SyncReply(Response):
     leases: list[Lease] = []
     lost: list[str] = []
     cancel: list[str] = []
+    drain: bool = Field(default=False, description="the worker was asked to take nothing more")
     upload_seconds: float
 
 
@@ -453,8 +520,13 @@ class Worker(Response):
     slots: int
     busy: int = Field(description="attempts that it holds")
     alive: bool = Field(description="heard of within its lease")
-    draining: bool
+    draining: bool = Field(description="takes nothing more, by itself or because it was asked to")
+    drain_requested: bool = False
     version: str
+    accelerators: int | None = None
+    cpus: int | None = None
+    memory_gb: float | None = None
+    labels: list[str] = []
     last_seen_at: datetime
 
 
@@ -489,6 +561,32 @@ class NewToken(Token):
     """A new token with its secret, which is shown this once."""
 
     secret: str
+
+
+Waiting = Literal["queue_paused", "experiment_paused", "no_worker", "draining", "busy", "next"]
+
+
+class QueueEntry(Response):
+    """A job that waits, and why."""
+
+    position: int = Field(description="in the order of claims, from 0: priority, then fair share, then age")
+    run_id: str
+    run_name: str
+    experiment_id: str
+    attempt: int
+    priority: int
+    since: datetime
+    resources: Resources
+    reason: Waiting
+    detail: str = Field(description="the reason in words")
+
+
+class Queue(Response):
+    """Jobs that wait, in the order of claims."""
+
+    paused_since: datetime | None = None
+    waiting: int = Field(description="all jobs that wait, whatever was asked for")
+    items: list[QueueEntry]
 
 
 class Health(Response):

@@ -44,7 +44,7 @@ def test_claims_of_concurrent_workers_are_disjoint(database_url: str, caller: Ca
                 worker = WorkerRepository(session).lock(worker_id)
                 assert worker is not None
                 expires = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=90)
-                claimed += AttemptRepository(session).claim(worker, 2, expires)
+                claimed += [attempt_id for attempt_id, _ in AttemptRepository(session).claim(worker, 2, expires)]
         database.dispose()
         return claimed
 

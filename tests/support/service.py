@@ -104,10 +104,11 @@ class Caller:
         run_id: str = reply.json()["runs"][0]["id"]
         return run_id
 
-    def register(self, worker_id: str, *, pool: str = "pool", executor: str = "local") -> None:
-        """Make a worker known."""
+    def register(self, worker_id: str, *, pool: str = "pool", executor: str = "local", **fields: Any) -> None:
+        """Make a worker known; without further fields as an older one would."""
         body = {"name": worker_id, "pool": pool, "executor": executor, "host": "h", "user": "u"}
-        reply = self.http.put(f"/workers/{worker_id}", json=body | {"run_root": "/root", "slots": 4, "version": "1"})
+        body |= {"run_root": "/root", "slots": 4, "version": "1"} | fields
+        reply = self.http.put(f"/workers/{worker_id}", json=body)
         assert reply.status_code == 200, reply.text
 
     def sync(self, worker_id: str, *held: dict[str, Any], slots: int = 0, **fields: Any) -> dict[str, Any]:
@@ -149,6 +150,12 @@ class Caller:
     def run(self, run_id: str) -> dict[str, Any]:
         """One run."""
         return self.get(f"/runs/{run_id}")
+
+    def post(self, path: str, **body: Any) -> Any:
+        """What a path answers to a request that it carries out."""
+        reply = self.http.post(path, json=body) if body else self.http.post(path)
+        assert reply.is_success, reply.text
+        return reply.json()
 
     def get(self, path: str, **params: Any) -> Any:
         """What a path answers."""
