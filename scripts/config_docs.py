@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from nanollama.spec.data import DatasetFile, DatasetSpec, FileData, OnlineData
 from nanollama.spec.evaluation import DifficultySpec
-from nanollama.spec.experiment import UNIMPLEMENTED, ExperimentSpec
+from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import Grid, read_grid
 from nanollama.spec.gssm import NodeSpec
 from nanollama.spec.kinds import model_of
@@ -98,8 +98,7 @@ def _rows(model: type[BaseModel], prefix: str, without: frozenset[str] | set[str
         elif isinstance(section, type) and issubclass(section, BaseModel):
             yield from _rows(section, path, frozenset())
         else:
-            later = "; other values are not available yet" if path in UNIMPLEMENTED else ""
-            yield f"| `{path}` | {_type(field)} | {_default(field)} | {field.description}{later} |"
+            yield f"| `{path}` | {_type(field)} | {_default(field)} | {field.description} |"
 
 
 def _twin(name: str) -> str:

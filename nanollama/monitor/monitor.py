@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -12,13 +13,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from nanollama.monitor.attempt import write_result, write_stopped
 from nanollama.monitor.background import Background
 from nanollama.monitor.checkpoint import Checkpoints, snapshot
 from nanollama.monitor.console import ProgressDisplay
 from nanollama.monitor.evaluation import Evaluation, write_evaluation
+from nanollama.monitor.hardware import memory_in_use
 from nanollama.monitor.logger import JsonLines, close_log, open_log
+from nanollama.monitor.mirrors import Mirrors
 from nanollama.monitor.preemption import stop_requested
+from nanollama.monitor.profiler import Load, Profiler
+from nanollama.monitor.stopwatch import PHASES, StepTime, Stopwatch
 from nanollama.monitor.summary import describe
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.identity import training_hash
@@ -40,27 +47,35 @@ from nanollama.spec.rundir import (
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
+
 
 class Monitor:
     """Files of an attempt while it runs. Use as a context manager: leaving it closes them, after an error too.
 
-    Metrics are means over all ranks and events concern the whole run, so rank 0 alone writes both; on other ranks
-    there is a log file, and every other method does nothing.
+    Rank 0 writes the metrics, which are means over all ranks, and events, which concern the whole run. Other ranks
+    write a log and metric lines of their own, with what may differ between ranks; all else they leave to rank 0.
 
     Args:
         spec: the config.
         attempt_dir: directory of the attempt, inside the run directory; nothing has been written to it but the config.
         rank: number of this process among the ranks of the run.
+        device: where this rank computes.
     """
 
-    def __init__(self, spec: ExperimentSpec, attempt_dir: Path, rank: int) -> None:
+    def __init__(self, spec: ExperimentSpec, attempt_dir: Path, rank: int, device: torch.device = CPU) -> None:
         self.attempt_dir = attempt_dir
         self._run_dir = attempt_dir.parent
         self._first = rank == 0
         self._last_line = (time.monotonic(), 0)
         self._log = open_log(attempt_dir / LOGS / f"rank{rank}.log", spec.orchestration.logging.level)
+        self._device = device
+        self._watch = Stopwatch(device)
+        self._times: list[StepTime] = []  # of the steps since the last line
+        self._load = Load(0, 0)
+        self._profiler = Profiler(spec.orchestration.profiler, attempt_dir, rank, device)
+        self._metrics = JsonLines(metrics_file(attempt_dir, rank))
         if self._first:
-            self._metrics = JsonLines(metrics_file(attempt_dir, rank))
             self._events = JsonLines(attempt_dir / EVENTS)
             self._display = ProgressDisplay(spec.optim.steps, spec.orchestration.logging.level)
             keep = spec.orchestration.checkpoint
@@ -75,6 +90,7 @@ class Monitor:
             self._saving = Background(asynchronous=keep.asynchronous)
             self._newest: Path | None = None  # whole checkpoint, as far as this attempt knows
             self._save_problem = ""
+            self._mirrors = Mirrors(spec, attempt_dir, self.warn)
 
     def __enter__(self) -> Monitor:
         return self
@@ -87,21 +103,18 @@ class Monitor:
                 log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended by an error", (), _info(error))
             )
         try:
+            self._profiled(self._profiler.close())
             if self._first:
-                self._close()
+                self._display.close()
+                self._mirrors.close()
+                self._saving.drain()
         finally:
-            close_log(self._log)
-
-    def _close(self) -> None:
-        self._display.close()
-        try:
-            self._saving.drain()
-        finally:
-            for stream in (self._metrics, self._events):
+            for stream in (self._metrics, self._events) if self._first else (self._metrics,):
                 try:
                     stream.close()
-                except OSError as error:
-                    print(f"error: the last lines of {stream.path} are lost: {error.strerror}", file=sys.stderr)
+                except OSError as failure:
+                    print(f"error: the last lines of {stream.path} are lost: {failure.strerror}", file=sys.stderr)
+            close_log(self._log)
 
     def newest_checkpoint(self) -> Path | None:
         """The newest valid checkpoint of the run, for all ranks to load; a damaged one is skipped with a warning.
@@ -116,9 +129,18 @@ class Monitor:
             self.warn(reason)
         return self._newest
 
-    def started(self, step: int, tokens: int, checkpoint: Path | None) -> None:
-        """Training starts now, from the checkpoint if there is one."""
+    def started(self, step: int, tokens: int, checkpoint: Path | None, load: Load | None = None) -> None:
+        """Training starts now, from the checkpoint if there is one.
+
+        Args:
+            step: optimizer steps done.
+            tokens: tokens trained on since the start of the run.
+            checkpoint: that has been loaded.
+            load: what each step asks of this rank.
+        """
+        self._load = load or self._load
         self._last_line = (time.monotonic(), tokens)
+        self._watch.restart()
         if checkpoint is None:
             self._event("started", step)
             log.info("training starts; everything is kept in %s", self.attempt_dir)
@@ -126,22 +148,46 @@ class Monitor:
             self._event("resumed", step, path=str(checkpoint.relative_to(self._run_dir)))
             log.info("training continues after step %d; everything is kept in %s", step, self.attempt_dir)
 
-    def metrics(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
-        """Append a metric line, with the speed since the line before.
+    def begin_step(self) -> None:
+        """A step begins; since the update before all time has been spent on bounds, lines, checkpoints and the like."""
+        self._watch.lap("monitor")
+        self._profiled(self._profiler.begin_step())
+
+    def lap(self, phase: str) -> None:
+        """A phase of the step has ended, one of those of Stopwatch."""
+        self._watch.lap(phase)
+
+    def end_update(self, step: int) -> None:
+        """The last phase of this step has ended, its update."""
+        self._watch.lap("optimizer", ends=step)
+        if self._profiler.wants_steps:
+            self._collect()
+
+    def metrics(self, step: int, tokens: int, values: Mapping[str, float], own_loss: float = math.nan) -> None:
+        """Append a metric line, with speed, work and memory, and the seconds of a step by phase since the line before.
 
         Args:
             step: optimizer steps done.
             tokens: tokens trained on since the start of the run.
             values: means over all ranks.
+            own_loss: of this rank; other ranks than the first write it in the place of the means.
         """
-        if not self._first:
-            return
         now = time.monotonic()
         since, tokens_before = self._last_line
-        speed = (tokens - tokens_before) / max(now - since, 1e-9)
         self._last_line = (now, tokens)
-        self._metrics.write({"step": step, "tokens": tokens, "time": time.time(), **values, "tokens_per_second": speed})
-        self._display.update(step, values)
+        line: dict[str, float] = {"loss": own_loss}
+        if self._first:
+            line = {**values, "tokens_per_second": (tokens - tokens_before) / max(now - since, 1e-9)}
+            line["flops"] = tokens * self._load.flops_per_token
+        line["memory"] = memory_in_use(self._device)
+        self._collect()
+        for phase in PHASES if self._times else ():
+            line[f"time_{phase}"] = sum(each.seconds.get(phase, 0.0) for each in self._times) / len(self._times)
+        self._times = []
+        self._metrics.write({"step": step, "tokens": tokens, "time": time.time(), **line})
+        if self._first:
+            self._display.update(step, values)
+            self._mirrors.write(step, line)
 
     def save(self, step: int, contents: Mapping[str, Any]) -> None:
         """Write a checkpoint of this step and remove those that are too many, while training goes on if so configured.
@@ -298,6 +344,19 @@ class Monitor:
         if self._newest is None:
             return "none: it starts anew"
         return f"step {int(self._newest.name)} ({self._newest.relative_to(self._run_dir)})"
+
+    def _collect(self) -> None:
+        """Take over the steps that have been measured."""
+        times = self._watch.finished()
+        self._times += times
+        self._profiled(self._profiler.record(times, self._load))
+
+    def _profiled(self, path: Path | None) -> None:
+        """A profile is complete, if there is a path."""
+        if path is not None:
+            place = str(path.relative_to(self._run_dir))
+            self._event("profiled", 0, path=place)
+            log.info("profile written: %s", place)
 
     def _event(self, kind: EventKind, step: int, **fields: Any) -> None:
         if self._first:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -17,18 +16,6 @@ from nanollama.spec.optim import OptimSpec
 
 APPS = {"gssm.train": "nanollama.apps.gssm.train"}
 """Applications that a config may name, and the module that each one runs."""
-
-UNIMPLEMENTED: dict[str, tuple[object, ...]] = {
-    "data.prefetch": (0,),
-    "optim.scheduler": ("cosine", "constant"),
-    "cluster.dtype": ("float32",),
-    "cluster.parallel": ("ddp",),
-    "cluster.cpu_threads": (None,),
-    "orchestration.profiler.active": (False,),
-    "orchestration.wandb.active": (False,),
-    "orchestration.tensorboard.active": (False,),
-}
-"""Keys that nothing obeys yet, and the values that are accepted because they ask for nothing new."""
 
 
 class ExperimentSpec(Spec):
@@ -49,7 +36,6 @@ class ExperimentSpec(Spec):
         if self.cluster.device == "cpu" and self.cluster.backend == "nccl":
             message = "nccl needs CUDA, but device is cpu"
             problems.append(Problem(path="cluster.backend", message=message, remedy="use gloo or auto"))
-        problems += self._unimplemented_problems()
         if problems:
             raise Problems(problems)
         return self
@@ -93,19 +79,3 @@ class ExperimentSpec(Spec):
             remedy = f"use at most {(optim.steps - optim.warmup) / optim.steps:.3g}, or a shorter warm-up"
             return [Problem(path="optim.decay_ratio", message=message, remedy=remedy)]
         return []
-
-    def _unimplemented_problems(self) -> list[Problem]:
-        problems = []
-        for path, accepted in UNIMPLEMENTED.items():
-            value: Any = self
-            for key in path.split("."):
-                value = getattr(value, key)
-            if value not in accepted:
-                remedy = "use " + " or ".join(_spelt(choice) for choice in accepted)
-                problems.append(Problem(path=path, message=f"{_spelt(value)} is not available yet", remedy=remedy))
-        return problems
-
-
-def _spelt(value: object) -> str:
-    """A plain value as YAML spells it."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -22,7 +22,8 @@ def training_hash(spec: ExperimentSpec) -> str:
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     """A full resolved config, as plain data, without what may change between two attempts: where and how it runs."""
     seed = config["orchestration"]["utils"]["seed"]
-    return {name: config[name] if name in LEARNT else value for name, value in _defaults(seed).items()}
+    kept = {name: config[name] if name in LEARNT else value for name, value in _defaults(seed).items()}
+    return {**kept, "data": {**config["data"], "prefetch": 0}}  # when a batch is drawn changes nothing in it
 
 
 @cache

@@ -62,10 +62,10 @@ class CheckpointSpec(Spec):
 
 
 class ProfilerSpec(Spec):
-    """Where the time of a step goes, and the memory."""
+    """Speed, time split and memory of single steps in profile/rank<k>.jsonl, or a trace in profile/rank<k>.json.gz."""
 
-    active: bool = Field(default=False, description="profile the run")
-    wait: int = Field(default=1, ge=0, description="steps before the first one that is profiled")
+    active: bool = Field(default=False, description="profile a window of steps")
+    wait: int = Field(default=1, ge=0, description="steps of an attempt before the first one that is profiled")
     steps: int = Field(default=1, ge=-1, description="steps that are profiled; -1: all from there on")
     heavy: bool = Field(default=False, description="trace every operation, to be opened in Perfetto; slow")
 
@@ -82,7 +82,7 @@ class UtilsSpec(Spec):
 class WandbSpec(Spec):
     """A mirror of the metrics in Weights & Biases."""
 
-    active: bool = Field(default=False, description="mirror the metrics")
+    active: bool = Field(default=False, description="mirror the metrics; needs the package wandb")
     entity: str | None = Field(default=None, min_length=1, description="account or team; your default when absent")
     project: str = Field(default="nodes-to-narratives", min_length=1, description="project that the runs belong to")
 
@@ -90,7 +90,7 @@ class WandbSpec(Spec):
 class TensorboardSpec(Spec):
     """A mirror of the metrics for TensorBoard, in the attempt's directory."""
 
-    active: bool = Field(default=False, description="mirror the metrics")
+    active: bool = Field(default=False, description="mirror the metrics; needs the package tensorboard")
 
 
 class OrchestrationSpec(Spec):

@@ -14,6 +14,8 @@
         metrics/rank<k>.jsonl         MetricLine records, append-only, whole lines
         events.jsonl                  EventLine records, the same rules
         logs/rank<k>.log, stdout.log  append-only text
+        profile/rank<k>.jsonl, profile/rank<k>.json.gz   figures of single steps, or a trace of them, where asked for
+        tensorboard/, wandb/          mirrors of the metrics, where asked for
         result.json                   Result, by temporary file and rename, the last thing a finished run writes
         stopped.json                  Stopped, written likewise by rank 0 before it deliberately exits non-zero:
                                       torchrun turns every code of a rank into 1, here the code can still be read
@@ -41,6 +43,9 @@ CONFIG = "config.yaml"
 METRICS = "metrics"
 EVENTS = "events.jsonl"
 LOGS = "logs"
+PROFILE = "profile"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"
 STDOUT = "stdout.log"
 RESULT = "result.json"
 STOPPED = "stopped.json"
@@ -85,6 +90,7 @@ EventKind = Literal[
     "checkpoint_saved",
     "checkpoint_removed",
     "evaluated",
+    "profiled",
     "preempted",
     "failed",
     "finished",

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from nanollama.apps.gssm import train as app
-from nanollama.apps.gssm.train import MAX_SKIPPED, Trainer
+from nanollama.apps.gssm.train import Trainer
 from nanollama.data.loader import Loader
 from nanollama.monitor.attempt import read_stopped
 from nanollama.monitor.checkpoint import verify, visible
+from nanollama.monitor.lost import MAX_SKIPPED
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.rundir import RESULT
 from tests.support.training import events, metrics, one_thread, reproducible, result, train, write_config

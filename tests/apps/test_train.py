@@ -19,10 +19,11 @@ from nanollama.monitor.monitor import Monitor
 from nanollama.spec.base import SpecError
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import dump_yaml, load_config
-from nanollama.spec.rundir import RESULT, STOP_REQUESTED, STOPPED, MetricLine, Stopped
-from tests.support.training import events, metrics, one_thread, reproducible, result, train, write_config
+from nanollama.spec.rundir import RESULT, STOP_REQUESTED, STOPPED, MetricLine, Stopped, metrics_file
+from tests.support.training import MEASURED, events, metrics, one_thread, reproducible, result, train, write_config
 
 ROOT = Path(__file__).parents[2]
+FLOPS_PER_TOKEN = 3 * (2 * (12 * 16**2 + 16 * 5) + 4 * 15 * 16)
 
 __all__ = ["one_thread"]  # a fixture of every test here
 
@@ -36,7 +37,9 @@ def test_every_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [line.step for line in lines] == [1, 2, 4, 6, 8, 10, 11]
     assert [line.tokens for line in lines] == [line.step * 8 * 15 for line in lines]
     for line in lines:
-        assert set(line.values) == {"loss", "bound", "excess", "lr", "grad_norm", "tokens_per_second"}
+        assert set(line.values) == {"loss", "bound", "excess", "lr", "grad_norm", "flops", *MEASURED}
+        assert line.values["flops"] == line.tokens * FLOPS_PER_TOKEN
+        assert all(line.values[name] >= 0 for name in MEASURED)
         assert line.values["excess"] == line.values["loss"] - line.values["bound"]
 
     story = [(event.kind, event.step, event.path) for event in events(attempt_dir)]
@@ -234,8 +237,11 @@ def test_a_second_start_in_an_attempt_directory_is_refused_and_changes_nothing(t
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_two_ranks_learn_the_same_as_one(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", optim__grad_acc_steps=2, orchestration__checkpoint={"period": 5})
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_learn_the_same_as_one(tmp_path: Path, parallel: str) -> None:
+    cluster = {"device": "cpu", "parallel": parallel}
+    overrides = {"optim__steps": 20, "optim__grad_acc_steps": 2, "orchestration__checkpoint": {"period": 5}}
+    config = write_config(tmp_path / "c.yaml", cluster=cluster, **overrides)
     assert train(config, tmp_path / "one") == 0
     command = [sys.executable, "-m", "nanollama.cluster.torchrun", "--nproc-per-node=2"]
     command += ["-m", "nanollama.apps.gssm.train", f"config={config}"]
@@ -255,7 +261,7 @@ def test_two_ranks_learn_the_same_as_one(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
 
     def values(lines: list[MetricLine]) -> list[dict[str, float]]:
-        return [{k: v for k, v in line.values.items() if k != "tokens_per_second"} for line in lines]
+        return [{k: v for k, v in line.values.items() if k not in MEASURED} for line in lines]
 
     alone = values(metrics(tmp_path / "one" / "1"))
     together = values(metrics(tmp_path / "two" / "1") + metrics(tmp_path / "two" / "2"))
@@ -263,13 +269,69 @@ def test_two_ranks_learn_the_same_as_one(tmp_path: Path) -> None:
     for expected, found in zip(alone, together, strict=True):
         assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
     assert (tmp_path / "two" / "2" / "logs" / "rank1.log").read_text()
-    assert not (tmp_path / "two" / "2" / "metrics" / "rank1.jsonl").exists()
+    stream = metrics_file(tmp_path / "two" / "2", 1).read_bytes()
+    own = [MetricLine.model_validate_json(line) for line in stream.splitlines()]
+    assert [line.step for line in own] == [line.step for line in metrics(tmp_path / "two" / "2")]
+    assert set(own[-1].values) == {"loss", *MEASURED} - {"tokens_per_second"}
 
-    refused = run(f"attempt_dir={tmp_path / 'two' / '3'}", "data.batch_size=10")
+    for name in ("model.pt", "trainer.pt"):
+        of_one, of_two = (torch.load(tmp_path / n / "checkpoints/0000000020" / name) for n in ("one", "two"))
+        for part in ("optimizer",) if name == "trainer.pt" else of_one:
+            torch.testing.assert_close(of_two[part], of_one[part], rtol=1e-4, atol=1e-5)
+    (tmp_path / "two" / "2" / RESULT).unlink()
+    assert train(config, tmp_path / "two") == 0  # one rank takes over what two have left
+    assert events(tmp_path / "two" / "3")[0].step == 20
+
+
+def test_bad_input_to_two_ranks_is_said_once(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    command = [sys.executable, "-m", "nanollama.cluster.torchrun", "--nproc-per-node=2"]
+    command += ["-m", "nanollama.apps.gssm.train", f"config={config}", f"attempt_dir={tmp_path / '1'}"]
+    refused = subprocess.run(
+        [*command, "data.batch_size=9"], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
     assert refused.returncode == 2
     assert refused.stderr.count("error: data.batch_size") == 1
     assert "Traceback" not in refused.stderr
-    assert Stopped.model_validate_json((tmp_path / "two" / "3" / STOPPED).read_bytes()).exit_code == 2
+    assert Stopped.model_validate_json((tmp_path / "1" / STOPPED).read_bytes()).exit_code == 2
+
+
+def test_batches_drawn_ahead_change_nothing_and_may_be_switched_on_later(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    assert train(config, tmp_path / "whole") == 0
+    attempt_dir = tmp_path / "run" / "1"
+    attempt_dir.mkdir(parents=True)
+    (attempt_dir / STOP_REQUESTED).touch()
+    assert main([f"config={config}", f"attempt_dir={attempt_dir}"]) == 75
+    assert train(config, tmp_path / "run", "data.prefetch=3") == 0
+    whole = reproducible(metrics(tmp_path / "whole" / "1"), after=1)
+    assert reproducible(metrics(tmp_path / "run" / "2")) == whole
+
+
+def test_bfloat16_learns_nearly_the_same(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", optim__steps=20, optim__lr=3e-3)
+    assert train(config, tmp_path / "single") == 0
+    assert train(config, tmp_path / "half", "cluster.dtype=bfloat16") == 0
+    single, half = (metrics(tmp_path / name / "1")[-1].values["loss"] for name in ("single", "half"))
+    assert single != half
+    assert half == pytest.approx(single, abs=0.02)
+
+
+def test_the_rate_falls_at_the_end_of_wsd_only(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", optim__scheduler="wsd", optim__decay_ratio=0.4, optim__lr=1.0)
+    assert train(config, tmp_path / "run") == 0
+    rates = [line.values["lr"] for line in metrics(tmp_path / "run" / "1")]  # of steps 1, 2, 4, 6, 8, 10
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.55, 0.1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own making
+def test_a_compiled_learner_learns_the_same(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", optim__steps=20)
+    assert train(config, tmp_path / "eager") == 0
+    assert train(config, tmp_path / "compiled", "cluster.compile_model=true") == 0
+    for eager, compiled in zip(metrics(tmp_path / "eager" / "1"), metrics(tmp_path / "compiled" / "1"), strict=True):
+        assert compiled.values["loss"] == pytest.approx(eager.values["loss"], abs=1e-5)
 
 
 SMALL = ["data.seq_len=12", "data.batch_size=4", "model.emb_dim=16", "model.nb_layers=1", "optim.steps=20"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from nanollama.spec import experiment as experiment_module
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.data import DatasetSpec, FileData
 from nanollama.spec.experiment import ExperimentSpec
@@ -50,11 +49,6 @@ def variants(path: Path) -> list[Variant[Any]]:
     return expand(document, model_of(document.data), check=path in DATA)
 
 
-@pytest.fixture
-def everything_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_module, "UNIMPLEMENTED", {})
-
-
 def experiment_name(path: Path) -> str:
     return re.sub(r"_seeds_\d-\d$", "", path.stem)
 
@@ -66,7 +60,6 @@ def test_every_sweep_has_the_runs_of_its_experiment() -> None:
     assert found == RUNS
 
 
-@pytest.mark.usefixtures("everything_available")
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_the_runs_are_valid(path: Path) -> None:
     runs = variants(path)
@@ -85,7 +78,6 @@ def test_all_that_keeps_a_sweep_from_running_today_is_not_available_yet(path: Pa
     assert all("is not available yet" in problem.message for problem in problems)
 
 
-@pytest.mark.usefixtures("everything_available")
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_training_reads_just_the_sets_that_are_made(path: Path) -> None:
     made: dict[str, dict[str, int]] = {"train": {}, "test": {}}

@@ -81,11 +81,11 @@ def test_metrics_carry_the_speed_since_the_line_before(tmp_path: Path) -> None:
     assert line.values["tokens_per_second"] > 0
 
 
-def test_other_ranks_write_their_log_and_nothing_else(tmp_path: Path) -> None:
+def test_other_ranks_write_their_log_and_their_own_metrics_and_nothing_else(tmp_path: Path) -> None:
     with monitor(tmp_path / "1", rank=1) as other:
         (tmp_path / "1" / STOP_REQUESTED).touch()
         other.started(0, 0, None)
-        other.metrics(1, 1, {"loss": 1.0})
+        other.metrics(1, 1, {"loss": 1.0, "lr": 0.5}, own_loss=1.25)
         other.save(1, {"model.pt": 1})
         other.warn("w")
         assert other.stop_requested() is None
@@ -94,7 +94,10 @@ def test_other_ranks_write_their_log_and_nothing_else(tmp_path: Path) -> None:
         other.preempted(1)
         other.finished(Result(step=1, tokens=1, seconds=1.0))
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"1/logs/rank1.log", f"1/{STOP_REQUESTED}"}
+    assert files == {"1/logs/rank1.log", "1/metrics/rank1.jsonl", f"1/{STOP_REQUESTED}"}
+    line = MetricLine.model_validate_json((tmp_path / "1" / "metrics" / "rank1.jsonl").read_bytes())
+    assert set(line.values) == {"loss", "memory"}
+    assert line.values["loss"] == 1.25
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> None:

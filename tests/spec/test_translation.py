@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nanollama.spec import experiment as experiment_module
 from nanollama.spec.base import Spec, SpecError
 from nanollama.spec.data import DatasetSpec
 from nanollama.spec.evaluation import DifficultySpec, EntropySpec
-from nanollama.spec.experiment import UNIMPLEMENTED, ExperimentSpec
+from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import expand
 from nanollama.spec.kinds import model_of
 from nanollama.spec.load import Document, load_config, read_document
@@ -19,11 +18,6 @@ from tests.support.examples import experiment
 
 ORIGINALS = Path(__file__).parent / "originals"
 ENVIRONMENT = {"HOME": "/home/ada", "USER": "ada"}
-
-
-@pytest.fixture
-def everything_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment_module, "UNIMPLEMENTED", {})
 
 
 def original(name: str, *overrides: str) -> Document:
@@ -36,7 +30,6 @@ def problems(path: Path, model: type[Spec] = ExperimentSpec) -> dict[str, tuple[
     return {p.path: (p.line, f"{p.message} - {p.remedy}") for p in caught.value.problems}
 
 
-@pytest.mark.usefixtures("everything_available")
 @pytest.mark.parametrize(
     ("name", "model", "runs"),
     [
@@ -59,7 +52,6 @@ def test_no_original_is_forgotten() -> None:
     assert names == {"train_file", "train_online", "train_plain", "data", "entropy", "difficulty"}
 
 
-@pytest.mark.usefixtures("everything_available")
 def test_what_the_training_config_becomes() -> None:
     runs = expand(original("train_file"), ExperimentSpec)
     spec = runs[-1].spec
@@ -73,7 +65,6 @@ def test_what_the_training_config_becomes() -> None:
     assert (spec.model.implementation, spec.optim.lr, spec.optim.warmup) == ("transformer", 1e-3, 100)
 
 
-@pytest.mark.usefixtures("everything_available")
 def test_every_idle_key_of_the_training_config_is_noted_under_its_own_path() -> None:
     noted = {note.path for note in original("train_file").notes}
     expected = {path if path.startswith("launcher.") else f"run_config.{path}" for path in IDLE}
@@ -221,30 +212,6 @@ def test_a_grid_is_refused_where_one_run_is_wanted() -> None:
     assert original("train_online", "grid={}").parse(ExperimentSpec).optim.steps == 2000
 
 
-VALUES = {
-    "data.prefetch": 4,
-    "optim.scheduler": "wsd",
-    "cluster.dtype": "bfloat16",
-    "cluster.parallel": "fsdp",
-    "cluster.cpu_threads": 2,
-    "orchestration.profiler.active": True,
-    "orchestration.wandb.active": True,
-    "orchestration.tensorboard.active": True,
-}
-
-
-@pytest.mark.parametrize("key", sorted(UNIMPLEMENTED))
-def test_what_nothing_obeys_yet_is_refused(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(experiment()))
-    arguments = [f"config={path}", f"{key}={yaml.safe_dump(VALUES[key], default_flow_style=True).split()[0]}"]
-    with pytest.raises(SpecError, match=rf"^{key}: .* is not available yet - use "):
-        load_config(ExperimentSpec, arguments)
-    monkeypatch.setattr(experiment_module, "UNIMPLEMENTED", {})
-    assert load_config(ExperimentSpec, arguments) is not None
-
-
-@pytest.mark.usefixtures("everything_available")
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

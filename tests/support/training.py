@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from nanollama.apps.gssm.train import main
+from nanollama.monitor.stopwatch import PHASES
 from nanollama.spec.rundir import EVENTS, RESULT, EventLine, MetricLine, Result, metrics_file
 from tests.support.examples import experiment
+
+MEASURED = {"tokens_per_second", "memory", *(f"time_{phase}" for phase in PHASES)}
+"""Metrics that are different in every execution."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,7 @@ def metrics(attempt_dir: Path) -> list[MetricLine]:
 
 def reproducible(lines: list[MetricLine], after: int = 0) -> list[dict[str, Any]]:
     """What must be the same, to the last bit, in every execution: all of the lines but numbers, times and speeds."""
-    return [line.model_dump(exclude={"seq", "time", "tokens_per_second"}) for line in lines if line.step > after]
+    return [line.model_dump(exclude={"seq", "time", *MEASURED}) for line in lines if line.step > after]
 
 
 def events(attempt_dir: Path) -> list[EventLine]:

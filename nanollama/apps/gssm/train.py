@@ -21,17 +21,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from nanollama.apps.gssm.held_out import build_evaluator, evaluation_notes
 from nanollama.cluster.cluster import Cluster, accumulating, leave, open_cluster, this_rank
 from nanollama.data.loader import Loader, build_loader
+from nanollama.data.prefetch import Batches
 from nanollama.model.build import build_model, num_parameters
+from nanollama.model.learner import Learner
 from nanollama.monitor.attempt import (
     claim_attempt,
     create_attempt,
@@ -44,11 +47,16 @@ from nanollama.monitor.attempt import (
 )
 from nanollama.monitor.checkpoint import tensor_problems
 from nanollama.monitor.evaluation import Evaluator
+from nanollama.monitor.hardware import device_peak
+from nanollama.monitor.lost import Diverged, LostSteps, is_finite
 from nanollama.monitor.memory import Work, is_out_of_memory, out_of_memory
+from nanollama.monitor.mirrors import check_mirrors
 from nanollama.monitor.monitor import Monitor
 from nanollama.monitor.preemption import StopSignals
+from nanollama.monitor.profiler import Load
+from nanollama.monitor.readback import Readback, StepNumbers
 from nanollama.monitor.summary import FinalWindow, describe, in_final_window
-from nanollama.optim import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+from nanollama.optim import build_optimizer, clip_gradient, learning_rate, update
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
 from nanollama.spec.experiment import ExperimentSpec
@@ -59,11 +67,6 @@ log = logging.getLogger("nanollama.apps.gssm.train")  # by name: run as a progra
 
 ATTEMPT_DIR = "attempt_dir="
 MODEL, TRAINER = "model.pt", "trainer.pt"  # files of a checkpoint: the weights, and all else that training needs
-MAX_SKIPPED = 10  # steps in a row, with the last of which on_nonfinite=skip gives up
-
-
-class Diverged(Exception):
-    """The loss or its gradient is not a number any more; the message names the step and the batch."""
 
 
 class Trainer:
@@ -77,7 +80,7 @@ class Trainer:
         spec: ExperimentSpec,
         cluster: Cluster,
         loader: Loader,
-        model: nn.Module,
+        model: Learner,
         signalled: Callable[[], str | None],
         *,
         evaluator: Evaluator | None = None,
@@ -87,20 +90,29 @@ class Trainer:
         self.cluster = cluster
         self.loader = loader
         self.model = model
-        self.parallel_model = cluster.parallelise(model, compile_model=spec.cluster.compile_model)
+        self.flops_per_token = model.flops_per_token(loader.seq_len - 1).total
+        self.num_parameters = num_parameters(model)
+        self.parallel_model = cluster.parallelise(model)
         self.optimizer = build_optimizer(spec.optim, model)
         self.step = 0
         self.seconds = 0.0
-        self.skipped = self.skipped_in_a_row = 0  # steps whose loss or gradient was not finite
+        skip = spec.orchestration.utils.on_nonfinite == "skip"
+        self.lost = LostSteps(skip=skip, batch_size=spec.data.batch_size, device=cluster.device)
         self.asked: str | None = None  # who has asked this rank to save and stop
         self.evaluator = evaluator
         self.evaluated = 0  # step of the last evaluation
         self.window = FinalWindow()
+        self.readback = Readback(cluster.device)
 
     @property
     def tokens(self) -> int:
         """Tokens predicted so far; the first of each sequence is given."""
-        return self.step * self.spec.data.batch_size * (self.loader.seq_len - 1)
+        return self.step * self.step_tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens predicted in each step, by all ranks."""
+        return self.spec.data.batch_size * (self.loader.seq_len - 1)
 
     def train(self, monitor: Monitor) -> int:
         """Train from the newest checkpoint to the last step, or until asked to stop; returns the exit code.
@@ -110,7 +122,9 @@ class Trainer:
         checkpoint = self.cluster.from_first(monitor.newest_checkpoint)
         if checkpoint is not None:
             self.load(checkpoint)
-        monitor.started(self.step, self.tokens, checkpoint)
+        peak = device_peak(self.cluster.device, bfloat16=self.spec.cluster.dtype == "bfloat16")
+        load = Load(self.step_tokens / self.cluster.world_size, self.flops_per_token, peak)
+        monitor.started(self.step, self.tokens, checkpoint, load)
         if self.loader.scorer is None:
             monitor.warn(self.loader.scorer_note or "these sequences have no bound", self.step)
         for note in evaluation_notes(self.spec, self.evaluator):
@@ -118,8 +132,7 @@ class Trainer:
         try:
             self.train_steps(monitor)
         except Diverged as error:
-            message = str(error)
-            return self.cluster.from_first(lambda: monitor.diverged(self.step, message))
+            return self.cluster.from_first(partial(monitor.diverged, error.step, str(error)))
         except SpecError as error:
             return monitor.failed(self.step, str(error), EXIT_BAD_INPUT)
         except RuntimeError as error:
@@ -134,17 +147,22 @@ class Trainer:
 
     def train_steps(self, monitor: Monitor) -> None:
         """Train, saving now and then, until the last step or the one after which the ranks have agreed to stop."""
-        steps, period = self.spec.optim.steps, self.spec.orchestration.checkpoint.period
+        data, steps, period = self.spec.data, self.spec.optim.steps, self.spec.orchestration.checkpoint.period
         started = time.monotonic() - self.seconds
         stopping = False
         self.evaluate_when_due(monitor)  # the attempt before may have stopped without it
-        while self.step < steps and not stopping:
-            stopping = self.train_step(monitor)
-            if not stopping:  # who asks for a stop may not wait for long
-                self.evaluate_when_due(monitor)
-            self.seconds = time.monotonic() - started
-            if stopping or self.step == steps or (period and self.step % period == 0):
-                monitor.save(self.step, self.state())
+        device = self.cluster.device
+        with Batches(self.loader, self.step, steps, depth=data.prefetch, device=device) as self.batches:
+            while self.step < steps and not stopping:
+                stopping = self.train_step(monitor)
+                saving = stopping or self.step == steps or (period > 0 and self.step % period == 0)
+                if saving:  # nothing is saved that has not been looked at
+                    stopping |= self.look(monitor, everything=True)
+                if not stopping:  # who asks for a stop may not wait for long
+                    self.evaluate_when_due(monitor)
+                self.seconds = time.monotonic() - started
+                if saving:
+                    monitor.save(self.step, self.state())
         if self.step == steps:
             self.evaluate_when_due(monitor)
 
@@ -157,54 +175,56 @@ class Trainer:
             self.evaluated = self.step
 
     def train_step(self, monitor: Monitor) -> bool:
-        """One optimizer step on the next global batch; returns whether the ranks agree to stop after it.
+        """One optimizer step on the next global batch; returns whether the ranks agree to stop.
+
+        The loop does not wait for the device: a step whose numbers are not finite is lost there.
 
         Raises:
-            Diverged: the weights have not been touched by this step.
+            Diverged: the weights have not been touched since the step that the message names.
         """
-        optim = self.spec.optim
-        batch_BT = self.loader.batch(self.step)
-        loss = self.backward(batch_BT.to(self.cluster.device))
+        optim, step = self.spec.optim, self.step + 1
+        monitor.begin_step()
+        batch_BT = self.batches.next()
+        monitor.lap("data")
+        loss = self.backward(batch_BT)
+        monitor.lap("model")
         grad_norm = clip_gradient(self.model, optim.clip)
         self.asked = self.signalled() or monitor.stop_requested()
-        vote = torch.tensor(float(self.asked is not None), dtype=torch.float64, device=loss.device)
-        mean_loss, norm, votes = self.cluster.mean(torch.stack([loss, grad_norm.double(), vote])).tolist()
-
-        step = self.step + 1
-        finite = math.isfinite(mean_loss) and math.isfinite(norm)  # the same on every rank
-        lr = learning_rate(optim, step)
-        if step in (1, optim.steps) or step % self.spec.orchestration.logging.period == 0 or not finite:
-            self.log_metrics(monitor, batch_BT, loss=mean_loss, lr=lr, grad_norm=norm)
-        if finite:
-            self.skipped_in_a_row = 0
-            set_learning_rate(self.optimizer, lr)
-            self.optimizer.step()
-        else:
-            self.skip_step(monitor, mean_loss, norm)
-        self.optimizer.zero_grad()
+        votes = torch.full_like(loss, self.asked is not None)
+        numbers = self.cluster.mean(torch.stack([loss, grad_norm.double(), votes]))  # the same on every rank
+        update(self.optimizer, learning_rate(optim, step), self.lost.judge(numbers[0], numbers[1]))
         self.step = step
-        return bool(votes > 0)
+        monitor.end_update(step)
 
-    def skip_step(self, monitor: Monitor, loss: float, norm: float) -> None:
-        """Go on without this step, if that is wanted and helps.
+        self.readback.push(step, numbers, loss, self.bound(batch_BT) if self.is_logged(step) else None)
+        return self.look(monitor)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether this step has a metric line."""
+        return step in (1, self.spec.optim.steps) or step % self.spec.orchestration.logging.period == 0
+
+    def bound(self, batch_BT: Tensor) -> Tensor | None:
+        """The true model's score of the global batch in nats per token, where it has one."""
+        if self.loader.scorer is None:
+            return None
+        nll_B = self.loader.scorer.nll(batch_BT)
+        return self.cluster.mean(nll_B.double().mean().to(self.cluster.device) / (self.loader.seq_len - 1))
+
+    def look(self, monitor: Monitor, *, everything: bool = False) -> bool:
+        """Write down the steps whose numbers have come back from the device; returns whether the ranks agree to stop.
 
         Raises:
-            Diverged: it is not, or many steps in a row have been skipped.
+            Diverged: a step was not finite, and that ends the run.
         """
-        step, size = self.step + 1, self.spec.data.batch_size
-        numbers = f"the loss is {loss:.6g} and the norm of its gradient {norm:.6g}"
-        batch = f"with batch {self.step} (sequences {self.step * size} to {step * size - 1} of the run's order)"
-        remedy = "try a lower optim.lr, a longer optim.warmup or a lower optim.clip"
-        if self.spec.orchestration.utils.on_nonfinite == "stop":
-            remedy += ", or go on without such steps by orchestration.utils.on_nonfinite=skip"
-            where = f"{batch} on the weights after step {self.step}"
-            raise Diverged(f"training diverged at step {step}: {numbers}, {where}; {remedy}")
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row == MAX_SKIPPED:
-            skipped = f"after {MAX_SKIPPED - 1} skipped ones in a row"
-            raise Diverged(f"training diverged at step {step}, {skipped}: {numbers}, {batch}; {remedy}")
-        monitor.warn(f"step {step} is skipped, the {self.skipped}. of this run: {numbers}, {batch}", step)
+        stopping = False
+        for numbers in self.readback.pull(everything=everything):
+            if self.is_logged(numbers.step) or not is_finite(numbers):
+                self.log_metrics(monitor, numbers)
+            skipped = self.lost.look(numbers)
+            if skipped is not None:
+                monitor.warn(skipped, numbers.step)
+            stopping |= numbers.votes > 0
+        return stopping
 
     def backward(self, batch_BT: Tensor) -> Tensor:
         """Add the gradient of the mean loss of this rank's batch to the weights; returns that loss, in nats per token.
@@ -220,41 +240,40 @@ class Trainer:
 
     def backward_part(self, part_BT: Tensor, num_parts: int) -> Tensor:
         """Add the gradient of one micro-batch; returns its share of the loss."""
-        logits_BTV = self.parallel_model(part_BT[:, :-1])
-        loss: Tensor = functional.cross_entropy(logits_BTV.flatten(0, 1), part_BT[:, 1:].flatten()) / num_parts
+        with self.cluster.autocast():
+            logits_BTV = self.parallel_model(part_BT[:, :-1])
+        targets = part_BT[:, 1:].flatten()
+        loss: Tensor = functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets) / num_parts
         loss.backward()  # type: ignore[no-untyped-call] # as torch left it
         return loss.detach().double()
 
-    def log_metrics(self, monitor: Monitor, batch_BT: Tensor, *, loss: float, lr: float, grad_norm: float) -> None:
-        """Write down a step that is about to be taken, with the true model's score of the very same global batch."""
-        values = {"loss": loss}
-        if self.loader.scorer is not None:
-            nll_B = self.loader.scorer.nll(batch_BT)
-            own_bound = nll_B.double().mean().to(self.cluster.device) / (self.loader.seq_len - 1)
-            values["bound"] = float(self.cluster.mean(own_bound))
-            values["excess"] = loss - values["bound"]
-        if in_final_window(self.step + 1, self.spec.optim.steps) and math.isfinite(loss):
-            self.window.add(loss, values.get("bound"))
-        tokens = self.tokens + self.spec.data.batch_size * (self.loader.seq_len - 1)
-        monitor.metrics(self.step + 1, tokens, {**values, "lr": lr, "grad_norm": grad_norm})
+    def log_metrics(self, monitor: Monitor, numbers: StepNumbers) -> None:
+        """Write down a step, with the true model's score of the very same global batch."""
+        values = {"loss": numbers.loss}
+        if numbers.bound is not None:
+            values |= {"bound": numbers.bound, "excess": numbers.loss - numbers.bound}
+        if in_final_window(numbers.step, self.spec.optim.steps) and math.isfinite(numbers.loss):
+            self.window.add(numbers.loss, numbers.bound)
+        values |= {"lr": learning_rate(self.spec.optim, numbers.step), "grad_norm": numbers.grad_norm}
+        monitor.metrics(numbers.step, numbers.step * self.step_tokens, values, numbers.own_loss)
 
     def work(self) -> Work:
         """How much this rank computes at a time."""
         data, acc = self.spec.data, self.spec.optim.grad_acc_steps
-        return Work(data.batch_size, self.cluster.world_size, acc, self.loader.seq_len, num_parameters(self.model))
+        return Work(data.batch_size, self.cluster.world_size, acc, self.loader.seq_len, self.num_parameters)
 
     def state(self) -> dict[str, Any]:
         """Files of a checkpoint, whatever the number of ranks. Every rank must ask for it, rank 0 writes it."""
         trainer = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.cluster.whole(self.optimizer.state_dict()),
             "step": self.step,
             "seconds": self.seconds,
-            "skipped": (self.skipped, self.skipped_in_a_row),
+            "skipped": (self.lost.count, self.lost.in_a_row),
             "window": self.window.state(),
             "evaluated": self.evaluated,
-            "rng": self.cluster.gather(_rng_state(self.cluster.device)),
+            "rng": self.cluster.gather(self.cluster.rng_state()),
         }
-        return {MODEL: self.model.state_dict(), TRAINER: trainer}
+        return {MODEL: self.cluster.whole(self.model.state_dict()), TRAINER: trainer}
 
     def load(self, checkpoint: Path) -> None:
         """Continue from a checkpoint: to the last bit, if the number of ranks is that of the run that saved it.
@@ -268,18 +287,18 @@ class Trainer:
         problems += origin_problems(checkpoint, self.spec)
         if problems:
             raise SpecError(problems)
-        self.model.load_state_dict(weights)
+        self.cluster.load(self.model, weights)
         trainer = torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(trainer["optimizer"])
+        self.cluster.load_optimizer(self.optimizer, trainer["optimizer"])
         self.step, self.seconds = trainer["step"], trainer["seconds"]
-        self.skipped, self.skipped_in_a_row = trainer["skipped"]
+        self.lost.count, self.lost.in_a_row = trainer["skipped"]
         self.window = FinalWindow(**trainer["window"])
         self.evaluated = trainer["evaluated"]
         if self.cluster.rank < len(trainer["rng"]):
-            _set_rng_state(trainer["rng"][self.cluster.rank], device)
+            self.cluster.set_rng_state(trainer["rng"][self.cluster.rank])
 
 
-def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, nn.Module]:
+def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, Learner]:
     """The sequences of this rank and a fresh learner, the same on every rank. No file is written.
 
     Raises:
@@ -292,7 +311,8 @@ def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, nn.Module]:
         raise SpecError([Problem(path="data.batch_size", message=message, remedy=remedy)])
     loader = build_loader(spec.data, rank=cluster.rank, world_size=ranks, device=cluster.device)
     torch.manual_seed(spec.orchestration.utils.seed)
-    return loader, build_model(spec.model, loader.vocab_size).to(cluster.device)
+    model = build_model(spec.model, loader.vocab_size)
+    return loader, model.to(cluster.device)
 
 
 def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signalled: Callable[[], str | None]) -> int:
@@ -308,13 +328,14 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
             if cluster.first:
                 print(f"{run_dir} is finished: {describe(result)}")
             return 0
+    cluster.from_first(lambda: check_mirrors(spec))
     loader, model = cluster.together(lambda: build(spec, cluster))
     evaluator = None
     if spec.evaluation.period and not spec.evaluation.asynchronous:
         evaluator = cluster.together(lambda: build_evaluator(spec, cluster, vocab_size=loader.vocab_size))
     with ExitStack() as held:
         directory = attempt_dir or cluster.from_first(lambda: _begin_attempt(spec, run_dir, held))
-        monitor = held.enter_context(Monitor(spec, directory, cluster.rank))
+        monitor = held.enter_context(Monitor(spec, directory, cluster.rank, cluster.device))
         log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
         code = Trainer(spec, cluster, loader, model, signalled, evaluator=evaluator).train(monitor)
     if code == EXIT_INTERRUPTED and attempt_dir is None and cluster.first:
@@ -354,19 +375,6 @@ def main(arguments: Sequence[str]) -> int:
             if attempt_dir is not None:
                 write_stopped(attempt_dir, Stopped(exit_code=EXIT_BAD_INPUT, step=0, message=str(error)))
             raise
-
-
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 if __name__ == "__main__":
