@@ -18,6 +18,7 @@ from backend.database import Database
 from backend.deps import Clock, Context, ContextDep, error_responses, refuse_unknown_queries, utc_now
 from backend.errors import MEDIA_TYPE, install_error_handlers
 from backend.experiments.endpoints import router as experiments_router
+from backend.live.endpoints import router as live_router
 from backend.metrics.endpoints import router as metrics_router
 from backend.middleware import BodyLimit, LoopbackOnly, RequestIds
 from backend.notifier import Notifier
@@ -65,6 +66,7 @@ ROUTERS = (
     checkpoints_router,
     streams_router,
     attempts_router,
+    live_router,
     queue_router,
     workers_router,
     tokens_router,

@@ -109,6 +109,7 @@ _REASONS = {
     409: "the state or the lease does not allow this",
     413: "the body is too large",
     416: "bytes beyond the end of the stream",
+    429: "too many at once: try again after Retry-After seconds",
     422: "invalid input; `problems` holds every reason",
 }
 

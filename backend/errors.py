@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from backend.columns import dump_json
 from nanollama.api import schemas
-from nanollama.api.errors import ApiError, Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
+from nanollama.api.errors import ApiError, Conflict, InvalidRequest, NotFound, TooLarge, TooManyRequests, Unavailable
 from nanollama.spec.base import Problem, did_you_mean
 
 MEDIA_TYPE = "application/problem+json"
@@ -70,7 +70,7 @@ def _response(
 
 async def _api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return problem_response(error)
+    return problem_response(error, {"Retry-After": "5"} if isinstance(error, TooManyRequests) else None)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

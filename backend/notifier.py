@@ -13,6 +13,7 @@ class Notifier:
         self._lock = threading.Lock()
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self.version = 0
+        self.streams = 0  # of events, that are open
         self.closed = False
 
     @property

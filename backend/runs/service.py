@@ -132,17 +132,22 @@ def run_view(row: Run) -> schemas.Run:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
-        progress=schemas.Progress(
-            step=row.step,
-            total_steps=row.total_steps,
-            tokens=row.tokens,
-            loss=row.latest.get("loss"),
-            bound=row.latest.get("bound"),
-            excess=row.latest.get("excess"),
-            tokens_per_second=row.latest.get("tokens_per_second"),
-            updated_at=row.progress_at,
-        ),
+        progress=progress_view(row),
         worker=row.worker,
+    )
+
+
+def progress_view(row: Run) -> schemas.Progress:
+    """Where a run is."""
+    return schemas.Progress(
+        step=row.step,
+        total_steps=row.total_steps,
+        tokens=row.tokens,
+        loss=row.latest.get("loss"),
+        bound=row.latest.get("bound"),
+        excess=row.latest.get("excess"),
+        tokens_per_second=row.latest.get("tokens_per_second"),
+        updated_at=row.progress_at,
     )
 
 

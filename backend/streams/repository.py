@@ -47,8 +47,8 @@ class StreamRepository:
         else:
             self._session.execute(insert(StreamChunk).values(**key, byte_offset=length, data=data))
 
-    def read(self, attempt_id: str, name: str, start: int) -> bytes:
-        """The bytes from `start` to the end."""
+    def read(self, attempt_id: str, name: str, start: int, chunks: int | None = None) -> bytes:
+        """The bytes from `start` to the end, or to that of the given number of chunks."""
         first = (
             select(func.max(StreamChunk.byte_offset))
             .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name, StreamChunk.byte_offset <= start)
@@ -58,6 +58,7 @@ class StreamRepository:
             select(StreamChunk.byte_offset, StreamChunk.data)
             .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name, StreamChunk.byte_offset >= first)
             .order_by(StreamChunk.byte_offset)
+            .limit(chunks)
         )
         rows = self._session.execute(query).all()
         return b"".join(data for _, data in rows)[start - rows[0][0] :] if rows else b""

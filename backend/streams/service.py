@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
@@ -23,6 +24,20 @@ from nanollama.api import schemas
 from nanollama.api.errors import Conflict, InvalidRequest, NotFound, OffsetMismatch
 from nanollama.spec.base import Problem
 from nanollama.spec.rundir import EVENTS, STDOUT, EventLine
+
+PIECE_CHUNKS = 8  # of a log, in one message to whoever follows it
+
+
+@dataclass(frozen=True)
+class LogPiece:
+    """Bytes of a log from `start` on; `ended` says that no more will come behind them."""
+
+    number: int
+    name: str
+    start: int
+    data: bytes
+    length: int
+    ended: bool
 
 
 class StreamService:
@@ -73,16 +88,9 @@ class StreamService:
 
     def tail(self, run_id: str, *, number: int | None, name: str | None, max_bytes: int) -> schemas.LogTail:
         """The end of a log of an attempt, the newest one by default. Raises NotFound."""
-        newest = self._reads.require(run_id).attempt
-        attempt = self._attempts.number(run_id, newest if number is None else number)
-        if attempt is None:
-            raise NotFound(f"run '{run_id}' has no attempt {number}")
-        names = [stream for stream in self._streams.names(attempt.id) if is_text(stream)]
-        if name is None:
-            name = RANK0_LOG if RANK0_LOG in names else STDOUT
-        elif not is_text(name):
-            message = f"'{name[:100]}' is not a log"
-            raise InvalidRequest(message, [Problem(path="stream", message=message, remedy="see `streams`")])
+        attempt = self._attempt(run_id, number)
+        names = self._logs(attempt)
+        name = _chosen(name, names)
         length = self._streams.length(attempt.id, name)
         end = min(length, self._max_bytes)
         start = max(0, end - max_bytes)
@@ -95,6 +103,29 @@ class StreamService:
         return schemas.LogTail(
             attempt=attempt.number, name=name, offset=start + cut, length=length, text=text, streams=names
         )
+
+    def piece(
+        self, run_id: str, number: int | None, *, name: str | None, start: int | None, tail_bytes: int
+    ) -> LogPiece:
+        """Some bytes of a log from `start` on, or of its last `tail_bytes`. Raises NotFound."""
+        attempt = self._attempt(run_id, number)
+        name = _chosen(name, self._logs(attempt))
+        length = self._streams.length(attempt.id, name)
+        end = min(length, self._max_bytes)
+        if start is None:
+            start = max(0, end - tail_bytes)
+        data = self._streams.read(attempt.id, name, start, PIECE_CHUNKS) if start < end else b""
+        return LogPiece(attempt.number, name, start, data, length, ended=attempt.state.terminal and not data)
+
+    def _attempt(self, run_id: str, number: int | None) -> Attempt:
+        newest = self._reads.require(run_id).attempt
+        attempt = self._attempts.number(run_id, newest if number is None else number)
+        if attempt is None:
+            raise NotFound(f"run '{run_id}' has no attempt {number}")
+        return attempt
+
+    def _logs(self, attempt: Attempt) -> list[str]:
+        return [stream for stream in self._streams.names(attempt.id) if is_text(stream)]
 
     def _ingest(self, attempt: Attempt, name: str, offset: int, data: bytes) -> None:
         rank = metrics_rank(name)
@@ -152,6 +183,16 @@ class StreamService:
         worker = self._workers.get(attempt.worker_id) if attempt.worker_id is not None else None
         assert worker is not None, "a leased attempt has a worker"
         return PurePosixPath(worker.run_root) / attempt.run_id
+
+
+def _chosen(name: str | None, names: list[str]) -> str:
+    """The log that is meant. Raises InvalidRequest."""
+    if name is None:
+        return RANK0_LOG if RANK0_LOG in names else STDOUT
+    if not is_text(name):
+        message = f"'{name[:100]}' is not a log"
+        raise InvalidRequest(message, [Problem(path="stream", message=message, remedy="see `streams`")])
+    return name
 
 
 def _whole_lines(data: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,11 +15,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nanollama.api import schemas
 from nanollama.api.errors import ERRORS, ApiError, InvalidRequest, NotFound, Unavailable
+from nanollama.api.following import Message, read_messages
 from nanollama.spec.base import Problem, SpecError, parse
 
 DEFAULT_URL = "http://127.0.0.1:8420"
 SWEEP_SECONDS = 120.0
 """How long a call may take in which the service checks, and perhaps stores, each run of a sweep."""
+FOLLOW_SECONDS = 60.0
+"""Silence after which a stream is taken for dead; its heartbeats come more often."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -329,6 +334,26 @@ class Client:
             f"/runs/{_segment(run_id)}/logs", schemas.LogTail, attempt=attempt, stream=stream, tail_bytes=tail_bytes
         )
 
+    def follow_events(self, run_ids: list[str] | None = None, *, after: str | None = None) -> Iterator[Message]:
+        """What happens to runs, as it happens, without end; after a broken connection it goes on where it was.
+
+        Args:
+            run_ids: only these; all when absent.
+            after: `id` of the last message that was seen; from now on when absent.
+
+        Raises:
+            Unavailable: the service stays away.
+        """
+        return self._follow("/events/stream", {"run": run_ids or []}, after)
+
+    def follow_log(
+        self, run_id: str, *, attempt: int | None = None, stream: str | None = None, tail_bytes: int = 65536
+    ) -> Iterator[Message]:
+        """A log as it grows, up to the message `end` once its attempt has ended."""
+        params = {"attempt": attempt, "stream": stream, "tail_bytes": tail_bytes}
+        given = {key: value for key, value in params.items() if value is not None}
+        return self._follow(f"/runs/{_segment(run_id)}/logs/stream", given, None)
+
     def workers(self) -> list[schemas.Worker]:
         """Every worker that has registered, those alive first."""
         return _parse_list(self._call("GET", "/workers"), schemas.Worker)
@@ -404,6 +429,28 @@ class Client:
     def _get(self, path: str, model: type[ModelT], **params: Any) -> ModelT:
         given = {key: value for key, value in params.items() if value is not None}
         return _parse(self._call("GET", path, params=given), model)
+
+    def _follow(self, path: str, params: dict[str, Any], last: str | None) -> Iterator[Message]:
+        failures = 0
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({} if last is None else {"Last-Event-ID": last})
+            try:
+                with self._http.stream(
+                    "GET", f"/api/v1{path}", params=params, headers=headers, timeout=FOLLOW_SECONDS
+                ) as reply:
+                    if not reply.is_success:
+                        reply.read()
+                        raise _error(reply)
+                    for message in read_messages(reply.iter_lines()):
+                        failures, last = 0, message.id or last
+                        yield message
+                        if message.kind == "end":
+                            return
+            except httpx.HTTPError as error:
+                failures += 1
+                if failures > self._retries:
+                    raise Unavailable(f"no answer from {self.url} ({error}); is the service up?") from error
+            time.sleep(0.2 * 2**failures)
 
     def _call(
         self,

@@ -79,6 +79,12 @@ class Forbidden(ApiError):
     status, code = 403, "forbidden"
 
 
+class TooManyRequests(ApiError):
+    """The caller asks more often, or for more at once, than the service allows."""
+
+    status, code = 429, "too_many_requests"
+
+
 class Unavailable(ApiError):
     """The service cannot be reached, or answered with something that is not ours."""
 
@@ -97,6 +103,7 @@ ERRORS: dict[str, type[ApiError]] = {
         TooLarge,
         Unauthorized,
         Forbidden,
+        TooManyRequests,
         Unavailable,
         ApiError,
     )

@@ -348,7 +348,7 @@ def test_the_documentation_is_complete(served: tuple[FastAPI, str]) -> None:
         assert operation["description"], name
         assert set(operation["tags"]) <= tags, name
         success = next(reply for status, reply in operation["responses"].items() if status < "300")
-        assert success["content"]["application/json"]["schema"], name
+        assert next(iter(success["content"].values()))["schema"], name
         errors = {status: reply for status, reply in operation["responses"].items() if status >= "400"}
         assert {"403", "422"} <= set(errors), name
         assert ("401" in errors) is ("security" in operation) is ("/health" not in name), name
