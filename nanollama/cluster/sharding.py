@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -20,6 +20,7 @@ def shard(model: nn.Module) -> None:
     for layer in layers.children():
         fully_shard(layer)
     fully_shard(model)
+    register_fsdp_forward_method(model, "hidden_states")
 
 
 def whole(value: Any, *, keep: bool = True) -> Any:

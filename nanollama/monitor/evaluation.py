@@ -216,8 +216,10 @@ class Evaluator:
             for start, stop, own in self._shares():
                 tokens_BT = self.held_out.tokens(start, stop)
                 part = Moments.of(self._quantities(model, tokens_BT))
-                if probe is not None and own:
-                    probe.add(start, self._hidden_states(model, tokens_BT), self._beliefs(tokens_BT))
+                if probe is not None:
+                    states = self._hidden_states(model, tokens_BT)
+                    if own:
+                        probe.add(start, states, self._beliefs(tokens_BT))
                 for other in self._ranks.gather(part if own else None):
                     if other is not None:
                         total = other if total is None else total + other

@@ -220,7 +220,9 @@ class Monitor:
             return
         last, tokens_before = self._last_line
         self._last_line = (last + found.seconds, tokens_before)
-        self._metrics.write({"step": step, "tokens": tokens, "time": time.time(), **found.metrics()})
+        values = found.metrics()
+        self._metrics.write({"step": step, "tokens": tokens, "time": time.time(), **values})
+        self._mirrors.write(step, values)
         place = None
         try:
             place = str(write_evaluation(self._run_dir, step, found.record()).relative_to(self._run_dir))

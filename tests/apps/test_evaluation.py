@@ -151,12 +151,14 @@ def test_a_run_that_was_cut_off_continues_to_the_last_bit_with_its_evaluations(
     assert list(evaluations(tmp_path / "cut" / "2")) == [9, 10]
 
 
-def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_find_what_one_finds(tmp_path: Path, parallel: str) -> None:
     evaluation = {"period": 5, "num_sequences": 21, "data": {"batch_size": 4}, "probe": True}
     config = write_config(tmp_path / "c.yaml", evaluation=evaluation)
     assert train(config, tmp_path / "one") == 0
     command = [sys.executable, "-m", "nanollama.cluster.torchrun", "--nproc-per-node=2"]
     command += ["-m", "nanollama.apps.gssm.train", f"config={config}", f"orchestration.log_dir={tmp_path / 'two'}"]
+    command += [f"cluster.parallel={parallel}"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr
     alone, together = evaluations(tmp_path / "one" / "1"), evaluations(tmp_path / "two" / "1")

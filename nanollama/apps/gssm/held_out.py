@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanollama.cluster.cluster import Cluster
 from nanollama.data.bounds import Scorer
 from nanollama.data.gssm import Kernels, draw_kernels
 from nanollama.data.hdf5 import DatasetReader
 from nanollama.data.polya import context_nodes
 from nanollama.data.sampler import Sampler, Tokens
-from nanollama.monitor.evaluation import Evaluator, Ranks
+from nanollama.monitor.evaluation import Evaluator
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.data import FileData, OnlineData
 from nanollama.spec.experiment import ExperimentSpec
@@ -93,14 +94,14 @@ def held_out_sequences(spec: ExperimentSpec, *, device: torch.device | str = "cp
     )
 
 
-def build_evaluator(spec: ExperimentSpec, ranks: Ranks, *, vocab_size: int) -> Evaluator:
+def build_evaluator(spec: ExperimentSpec, cluster: Cluster, *, vocab_size: int) -> Evaluator:
     """What evaluates learners over `vocab_size` symbols as the config asks for.
 
     Raises:
         SpecError: as `held_out_sequences`; symbols that the learner does not have; or a probe where there is no exact
             belief state.
     """
-    held_out = held_out_sequences(spec, device=ranks.device)
+    held_out = held_out_sequences(spec, device=cluster.device)
     problems = []
     if held_out.vocab_size > vocab_size:
         path = "evaluation.data.path" if spec.evaluation.data.path else "data"
@@ -112,7 +113,7 @@ def build_evaluator(spec: ExperimentSpec, ranks: Ranks, *, vocab_size: int) -> E
     if problems:
         raise SpecError(problems)
     batch_size = spec.evaluation.data.batch_size or max(1, spec.data.batch_size // spec.optim.grad_acc_steps)
-    return Evaluator(held_out, ranks, batch_size=batch_size, probe=spec.evaluation.probe)
+    return Evaluator(held_out, cluster, batch_size=batch_size, probe=spec.evaluation.probe, arithmetic=cluster.autocast)
 
 
 def evaluation_notes(spec: ExperimentSpec, evaluator: Evaluator | None) -> list[str]:
