@@ -13,15 +13,19 @@ from starlette.concurrency import run_in_threadpool
 import nanollama
 from backend.auth.access import SECURITY, Tokens, authorize, is_open, needed_scope
 from backend.auth.endpoints import router as tokens_router
+from backend.auth.limits import RateLimit
 from backend.checkpoints.endpoints import router as checkpoints_router
 from backend.database import Database
-from backend.deps import Clock, Context, ContextDep, error_responses, refuse_unknown_queries, utc_now
+from backend.deps import Clock, Context, refuse_unknown_queries, utc_now
 from backend.errors import MEDIA_TYPE, install_error_handlers
 from backend.experiments.endpoints import router as experiments_router
 from backend.live.endpoints import router as live_router
 from backend.metrics.endpoints import router as metrics_router
-from backend.middleware import BodyLimit, LoopbackOnly, RequestIds
+from backend.middleware import BodyLimit, EntityTags, LoopbackOnly, RequestIds
 from backend.notifier import Notifier
+from backend.operations.endpoints import root_router
+from backend.operations.endpoints import router as operations_router
+from backend.operations.meter import Meter, Metering
 from backend.queue.endpoints import queue_router
 from backend.queue.endpoints import router as attempts_router
 from backend.queue.sync import extend_leases
@@ -30,7 +34,6 @@ from backend.settings import Settings
 from backend.specs.endpoints import router as specs_router
 from backend.streams.endpoints import router as streams_router
 from backend.workers.endpoints import router as workers_router
-from nanollama.api.schemas import Health
 
 TAGS = [
     {"name": "specs", "description": "Configs: those that ship with the project, and the check of one's own."},
@@ -49,15 +52,6 @@ TAGS = [
 
 ROOT = "/api/v1"
 
-service_router = APIRouter(tags=["service"])
-
-
-@service_router.get("/health", summary="Whether the service answers", responses=error_responses())
-def health(context: ContextDep) -> Health:
-    """Liveness."""
-    return Health(version=nanollama.__version__, database=context.database.kind)
-
-
 ROUTERS = (
     specs_router,
     experiments_router,
@@ -70,7 +64,7 @@ ROUTERS = (
     queue_router,
     workers_router,
     tokens_router,
-    service_router,
+    operations_router,
 )
 
 SCOPES = {
@@ -116,14 +110,19 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.context = context
+    app.state.meter = Meter()
     api = APIRouter(prefix=ROOT, dependencies=[Depends(authorize), Depends(refuse_unknown_queries)])
     for router in ROUTERS:
         api.include_router(router)
     app.include_router(api)
+    app.include_router(root_router, dependencies=[Depends(authorize)])
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(EntityTags)
+    app.add_middleware(RateLimit)
     app.add_middleware(Tokens)
     app.add_middleware(LoopbackOnly)
+    app.add_middleware(Metering)
     app.add_middleware(RequestIds)
     _document_problems(app)
     return app

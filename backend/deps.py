@@ -110,6 +110,7 @@ _REASONS = {
     413: "the body is too large",
     416: "bytes beyond the end of the stream",
     429: "too many at once: try again after Retry-After seconds",
+    503: "not now: the database is away, or of another version",
     422: "invalid input; `problems` holds every reason",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -95,6 +96,46 @@ def _hostname(netloc: str) -> str:
         return urlsplit(f"//{netloc}").hostname or ""
     except ValueError:
         return ""
+
+
+class EntityTags:
+    """Tags what GET answers as JSON by its content; whoever has it already gets 304 and no body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
+        if scope["type"] != "http" or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+            return
+        known = {tag.strip().removeprefix("W/") for tag in Headers(scope=scope).get("if-none-match", "").split(",")}
+        start: Message | None = None
+
+        async def answer(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and _is_tagged(message):
+                start = message  # kept back until the body is there
+                return
+            if start is None:
+                await send(message)
+                return
+            begun, start = start, None
+            if not message.get("more_body", False):
+                tag = f'"{hashlib.blake2b(message.get("body", b""), digest_size=16).hexdigest()}"'
+                headers = MutableHeaders(scope=begun)
+                headers["ETag"], headers["Cache-Control"] = tag, "private, no-cache"
+                if tag in known or "*" in known:
+                    del headers["Content-Length"]
+                    del headers["Content-Type"]
+                    begun["status"], message = 304, {"type": "http.response.body", "body": b""}
+            await send(begun)
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
+def _is_tagged(start: Message) -> bool:
+    return start["status"] == 200 and Headers(raw=start["headers"]).get("content-type") == "application/json"
 
 
 class BodyLimit:

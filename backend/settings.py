@@ -52,6 +52,7 @@ class Settings(BaseModel):
     poll_seconds: float = Field(
         default=1, gt=0, description="how often a waiting sync looks for what other server processes did"
     )
+    requests_per_second: float = Field(default=100, gt=0, description="of one token, where tokens are on")
     heartbeat_seconds: float = Field(default=15, gt=0, description="between two signs of life of an event stream")
     stall_seconds: float = Field(default=30, gt=0, description="after which a client that takes nothing is let go")
     max_stream_bytes: int = Field(default=256 << 20, ge=1024, description="kept of each stream; the rest is counted")
