@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from nanollama.apps.gssm.train import MAX_SKIPPED, main
+from nanollama.apps.gssm.held_out import NUM_SEQUENCES
+from nanollama.apps.gssm.train import main
+from nanollama.monitor.lost import MAX_SKIPPED
 from nanollama.spec.base import parse
+from nanollama.spec.evaluation import EvaluationSpec
 from nanollama.spec.monitor import CheckpointSpec
 from tests.support.training import metrics, write_config
 
@@ -37,8 +40,21 @@ def test_the_keys_of_checkpoints_are_those_of_the_config_and_numbers_are_true() 
     assert "ten in a row" in TEXT
 
 
+def test_the_keys_of_an_evaluation_are_those_of_the_config_and_of_the_metrics(tmp_path: Path) -> None:
+    block = re.search(r"    evaluation:\n(?:      .*\n)+", TEXT)
+    assert block is not None
+    shown = yaml.safe_load(block[0])["evaluation"]
+    parse(EvaluationSpec, shown)
+    assert shown["num_sequences"] == NUM_SEQUENCES
+    assert set(shown) <= set(EvaluationSpec.model_fields)
+    config = write_config(tmp_path / "c.yaml", optim__steps=2, evaluation={"period": 2, "num_sequences": 4})
+    assert main([f"config={config}", f"orchestration.log_dir={tmp_path / 'run'}"]) == 0
+    keys = {key for line in metrics(tmp_path / "run" / "1") for key in line.values if key.startswith("eval/")}
+    assert {key for key in keys if not key.endswith("_stderr")} == set(re.findall(r"`(eval/[a-z]+)`", TEXT))
+
+
 def test_every_file_of_a_run_is_in_the_table(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", optim__steps=2)
+    config = write_config(tmp_path / "c.yaml", optim__steps=2, evaluation={"period": 2, "num_sequences": 4})
     assert main([f"config={config}", f"orchestration.log_dir={tmp_path / 'run'}"]) == 0
     files = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for file in files:
