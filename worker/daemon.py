@@ -141,6 +141,10 @@ class Daemon:
             run_root=str(settings.run_root),
             slots=settings.slots,
             version=__version__,
+            accelerators=settings.accelerators,
+            cpus=settings.cpus,
+            memory_gb=settings.memory_gb,
+            labels=list(settings.labels),
         )
         try:
             self._terms = self._client.register(self._journal.worker_id, registration)

@@ -8,13 +8,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from nanollama.api.client import Client
 from nanollama.api.errors import ApiError, Conflict, NotFound, StaleEpoch
 from nanollama.api.schemas import Held, TransitionRequest
 from nanollama.api.status import AttemptState
-from nanollama.spec.rundir import STOP_REQUESTED
+from nanollama.spec.rundir import PROVENANCE, STOP_REQUESTED, Provenance
 from worker.executors.base import Attempt, Executor, Forbidder, Phase, Refused, Status
 from worker.journal import Journal, Record
 from worker.outcome import Ending, Outcome, judge
@@ -306,7 +309,8 @@ class Job:
 
     def _announce_running(self) -> None:
         if self._record.state is AttemptState.LEASED and not self._journal.pending(self._record):
-            self._intend(to=AttemptState.RUNNING, attempt_dir=str(self.attempt.directory))
+            directory = self.attempt.directory
+            self._intend(to=AttemptState.RUNNING, attempt_dir=str(directory), provenance=_provenance(directory))
 
     def _intend_outcome(self, outcome: Outcome) -> None:
         reason = outcome.reason[:_REASON_CHARS] if outcome.reason else None
@@ -322,3 +326,11 @@ class Job:
             with self._lock:
                 self._record = self._journal.acknowledge(self._record, request)
             self._reported = request.to.terminal
+
+
+def _provenance(directory: Path) -> dict[str, Any] | None:
+    """What stands in provenance.json; None where the executor has written none."""
+    try:
+        return Provenance.model_validate_json((directory / PROVENANCE).read_bytes()).model_dump()
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import math
+import os
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from nanollama.api.client import server_url
 from nanollama.spec.base import Problem, SpecError
 
 _MAX_POOL_CHARS = 500
+_MAX_LABEL_CHARS = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Settings:
     user: str
     grace: float
     stop_jobs_on_exit: bool
+    accelerators: int | None = None
+    cpus: int | None = None
+    memory_gb: float | None = None
+    labels: tuple[str, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +61,16 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise _problem("--slots", f"{given.slots} runs at once would be none", "use at least 1")
     if not (math.isfinite(given.grace) and given.grace >= 0):
         raise _problem("--grace", f"{given.grace} is no time in seconds", "use 0 or more")
+    for option, value in (
+        ("--accelerators", given.accelerators),
+        ("--cpus", given.cpus),
+        ("--memory-gb", given.memory_gb),
+    ):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise _problem(option, f"{value} is no amount", "use 0 or more")
+    for label in given.label:
+        if not (0 < len(label) <= _MAX_LABEL_CHARS and label.isprintable()):
+            raise _problem("--label", f"{label!r} is no label", f"use 1 to {_MAX_LABEL_CHARS} printable characters")
     run_root, home = Path(given.run_root).absolute(), Path(given.home).absolute()
     _check_run_root(run_root)
     _check_home(home)
@@ -73,6 +89,10 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         user=user,
         grace=given.grace,
         stop_jobs_on_exit=given.stop_jobs_on_exit,
+        accelerators=count_accelerators() if given.accelerators is None else given.accelerators,
+        cpus=len(os.sched_getaffinity(0)) if given.cpus is None else given.cpus,
+        memory_gb=_memory_gb() if given.memory_gb is None else given.memory_gb,
+        labels=tuple(dict.fromkeys(given.label)),
     )
 
 
@@ -92,7 +112,20 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--stop-jobs-on-exit", action="store_true", help="interrupt the runs at the end, instead of leaving them be"
     )
+    parser.add_argument("--accelerators", type=int, help="for all its runs together (default: what is found)")
+    parser.add_argument("--cpus", type=int, help="for all its runs together (default: those it may use)")
+    parser.add_argument("--memory-gb", type=float, help="for all its runs together (default: the machine's)")
+    parser.add_argument("--label", action="append", default=[], help="what runs may ask for by name; may be repeated")
     return parser
+
+
+def count_accelerators(devices: Path = Path("/dev")) -> int:
+    """Number of NVIDIA devices of this machine, without a driver being asked."""
+    return sum(1 for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal())
+
+
+def _memory_gb() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
 
 
 def _check_url(url: str) -> str:

@@ -49,6 +49,8 @@ class TransitionService:
         (run,) = self._runs.lock([attempt.run_id])
         if request.attempt_dir is not None:
             attempt.attempt_dir = request.attempt_dir
+        if request.provenance is not None:
+            attempt.provenance = request.provenance
         self._queue.move(
             attempt, run, request.to, reason=request.reason, exit_code=request.exit_code, result=request.result
         )

@@ -101,8 +101,9 @@ class RunRepository:
         return sorted(found, key=lambda pair: pair[0])[:limit]
 
     def attempts(self, run_id: str) -> list[Attempt]:
-        """Attempts of a run, oldest first."""
-        return list(self._session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number)))
+        """Attempts of a run with their provenance, oldest first."""
+        query = select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number)
+        return list(self._session.scalars(query.options(undefer(Attempt.provenance))))
 
     def set_many(self, run_ids: Sequence[str], **values: Any) -> None:
         """Set the same columns of several runs."""

@@ -88,7 +88,9 @@ class RunService:
     def attempts(self, run_id: str) -> list[schemas.Attempt]:
         """Attempts, oldest first. Raises NotFound."""
         self.require(run_id)
-        return [attempt_view(row) for row in self._runs.attempts(run_id)]
+        return [
+            attempt_view(row).model_copy(update={"provenance": row.provenance}) for row in self._runs.attempts(run_id)
+        ]
 
     def events(self, run_id: str) -> list[schemas.Event]:
         """Events, oldest first. Raises NotFound."""

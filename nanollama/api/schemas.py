@@ -278,6 +278,9 @@ class Attempt(Response):
     exit_code: int | None = None
     worker_id: str | None = None
     attempt_dir: str | None = None
+    provenance: dict[str, Any] | None = Field(
+        default=None, description="in lists: host, versions and commit with which it ran, once it runs"
+    )
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -505,6 +508,7 @@ class TransitionRequest(Request):
     exit_code: int | None = Field(default=None, ge=-(2**31), lt=2**31)
     result: dict[str, Any] | None = Field(default=None, description="content of result.json")
     attempt_dir: str | None = Field(default=None, max_length=4096)
+    provenance: dict[str, Any] | None = Field(default=None, description="content of provenance.json")
 
 
 class Worker(Response):

@@ -21,6 +21,7 @@ from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.identity import essence, training_hash
 from nanollama.spec.load import load_config
 from nanollama.spec.monitor import OrchestrationSpec
+from nanollama.spec.provenance import write_provenance
 from nanollama.spec.rundir import CONFIG, MANIFEST, METRICS, RESULT, STOPPED, Manifest, Result, Stopped, write_atomic
 
 RUNS = Path("runs")
@@ -82,6 +83,7 @@ def create_attempt(run_dir: Path, config: str, *, placed_by: str = "orchestratio
     try:
         attempt_dir.mkdir(parents=True)
         write_atomic(attempt_dir / CONFIG, config.encode())
+        write_provenance(attempt_dir)
     except OSError as error:
         raise _unwritable(run_dir, error, placed_by) from None
     return attempt_dir

@@ -11,6 +11,7 @@
                                       by temporary file and rename, a newer evaluation of the step replaces it
     <attempt>/
         config.yaml                   the full resolved config, written before the start
+        provenance.json               Provenance, written beside it
         metrics/rank<k>.jsonl         MetricLine records, append-only, whole lines
         events.jsonl                  EventLine records, the same rules
         logs/rank<k>.log, stdout.log  append-only text
@@ -40,6 +41,7 @@ SCORE = "score.json"
 EVALUATIONS = "evaluations"
 PINNED = "pinned"
 CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
 METRICS = "metrics"
 EVENTS = "events.jsonl"
 LOGS = "logs"
@@ -162,6 +164,18 @@ class Stopped(_Record):
     exit_code: int = Field(description="EXIT_FAILED, EXIT_BAD_INPUT or EXIT_INTERRUPTED")
     step: int = Field(ge=0, description="optimizer steps done")
     message: str | None = None
+
+
+class Provenance(_Record):
+    """provenance.json: where an attempt runs, and with which code."""
+
+    version: str = Field(description="of this project")
+    python: str
+    host: str
+    platform: str
+    git_sha: str | None = Field(default=None, description="commit of the checkout; None where there is none")
+    git_diff_sha256: str | None = Field(default=None, description="of `git diff HEAD`; None when nothing differs")
+    packages: dict[str, str] = Field(default={}, description="installed distributions and their versions")
 
 
 class Proc(_Record):

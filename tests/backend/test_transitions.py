@@ -191,3 +191,11 @@ def test_an_external_end_is_reported_as_it_was(caller: Caller) -> None:
     caller.end(lease, "CANCELLED", reason="CANCELLED by 0")
     run = caller.run(lease["run_id"])
     assert (run["state"], run["reason"], run["cancel_requested"]) == ("CANCELLED", "CANCELLED by 0", False)
+
+
+def test_where_an_attempt_runs_is_kept_with_it(caller: Caller) -> None:
+    lease = bring(caller, "LEASED")
+    provenance = {"version": "1", "host": "h", "git_sha": "abc", "packages": {"torch": "2"}}
+    assert caller.report(lease, "RUNNING", provenance=provenance).status_code == 200
+    caller.end(lease, "INTERRUPTED")
+    assert [attempt["provenance"] for attempt in attempts(caller, lease)] == [provenance, None]

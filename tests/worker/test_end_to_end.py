@@ -108,6 +108,10 @@ def test_a_worker_killed_mid_run_ends_with_a_complete_success(laboratory: Labora
     assert client.run(run_id).result == json.loads((attempt_dir / "result.json").read_text())
     assert [checkpoint.step for checkpoint in client.checkpoints(run_id)] == [steps]
     assert client.logs(run_id, stream="stdout.log").text == (attempt_dir / "stdout.log").read_text()
+    (attempt,) = client.attempts(run_id)
+    assert attempt.provenance == json.loads((attempt_dir / "provenance.json").read_text())
+    (worker,) = client.workers()
+    assert worker.cpus == len(os.sched_getaffinity(0))
     assert laboratory.processes(run_id) == 0
 
 

@@ -83,6 +83,7 @@ def test_runs_the_command_and_accounts_for_its_end(attempt: Attempt, running: Ru
     proc = Proc.model_validate_json((attempt.directory / "proc.json").read_bytes())
     assert output(attempt) == f"out {proc.pgid}\nerr\n"
     assert proc.boot_id == boot_id()
+    assert (attempt.directory / "provenance.json").exists()
     config = load_config(ExperimentSpec, [f"config={attempt.directory / 'config.yaml'}"])
     assert config == ExperimentSpec.model_validate(experiment())
     executor.release(attempt)

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import APPS, ExperimentSpec
 from nanollama.spec.load import dump_yaml
+from nanollama.spec.provenance import write_provenance
 from nanollama.spec.rundir import CONFIG, EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, write_atomic
 from worker.executors.base import Attempt, ExecutorKind, Forbidder, Phase, Refused, Status
 from worker.executors.claim import Claim, read_claim, take_claim
@@ -84,6 +85,7 @@ class LocalExecutor:
         spec = read_spec(attempt)
         attempt.directory.mkdir(parents=True, exist_ok=True)
         write_atomic(attempt.directory / CONFIG, dump_yaml(spec).encode())
+        write_provenance(attempt.directory)
         child = self._spawn(attempt, spec)
         with self._lock:
             self._children[attempt.id] = child
