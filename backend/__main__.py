@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             host=getattr(given, "host", None),
             port=getattr(given, "port", None),
             tokens=getattr(given, "tokens", None),
+            run_roots=getattr(given, "run_roots", None),
         )
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
         if given.command == "migrate":
@@ -61,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="0 takes any free one; 8420 when absent")
     serve.add_argument(
         "--tokens", action="store_true", default=None, help="answer requests with an access token only, but for health"
+    )
+    serve.add_argument(
+        "--run-roots", help="folders, with colons between, of workers whose checkpoints may be pinned, deleted and sent"
     )
     serve.add_argument("--migrate", action="store_true", help="bring the database to the newest schema first")
     commands.add_parser("migrate", parents=[common], help="bring the database to the newest schema")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -18,6 +20,7 @@ ENVIRONMENT = {
     "N2N_PORT": "port",
     "N2N_LOG_LEVEL": "log_level",
     "N2N_TOKENS": "tokens",
+    "N2N_RUN_ROOTS": "run_roots",
 }
 """Setting by environment variable; an argument wins over it."""
 
@@ -56,6 +59,7 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(default=15, gt=0, description="between two signs of life of an event stream")
     stall_seconds: float = Field(default=30, gt=0, description="after which a client that takes nothing is let go")
     max_stream_bytes: int = Field(default=256 << 20, ge=1024, description="kept of each stream; the rest is counted")
+    run_roots: tuple[Path, ...] = Field(default=(), description="folders of workers whose checkpoints it may touch")
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
 
     @field_validator("host")
@@ -67,6 +71,16 @@ class Settings(BaseModel):
                 "add --tokens, or use 127.0.0.1 and an SSH tunnel"
             )
         return host
+
+    @field_validator("run_roots", mode="before")
+    @classmethod
+    def _absolute(cls, roots: Any) -> Any:
+        """From the environment they come as one text, separated by colons."""
+        parts = [part for part in roots.split(os.pathsep) if part] if isinstance(roots, str) else list(roots)
+        for part in parts:
+            if not Path(part).is_absolute() or ".." in Path(part).parts:
+                raise ValueError(f"'{part}' is not an absolute path; name the run root as the worker has it")
+        return parts
 
     @field_validator("database_url")
     @classmethod

@@ -116,6 +116,7 @@ class Stack:
         python = [sys.executable, "-m"]
         logs = self.home / "logs"
         api = [*python, "backend", "serve", "--migrate", "--host", HOST, "--port", str(api_port)]
+        api += ["--run-roots", str(self.run_root)]
         worker = [*python, "worker", "--url", self.api_url, "--run-root", str(self.run_root), "--slots", str(slots)]
         worker += ["--home", str(self.home / "worker"), *(["--stop-jobs-on-exit"] if stop_runs else [])]
         page = [*python, "dashboard", "--port", str(page_port), "--api-url", self.api_url]

@@ -30,6 +30,10 @@ class CheckpointRepository:
             setattr(row, key, value)
         return False
 
+    def get(self, run_id: str, step: int) -> Checkpoint | None:
+        """One checkpoint."""
+        return self._session.get(Checkpoint, (run_id, step))
+
     def remove(self, run_id: str, step: int) -> None:
         """Note that a checkpoint is gone."""
         self._session.execute(

@@ -277,6 +277,30 @@ class Client:
         reply = self._call("GET", f"/runs/{_segment(run_id)}/checkpoints")
         return _parse_list(reply, schemas.Checkpoint)
 
+    def pin_checkpoint(self, run_id: str, step: int, *, pinned: bool = True) -> schemas.Checkpoint:
+        """Forbid, or allow again, that training removes a checkpoint. Raises Conflict if it is out of reach."""
+        path = f"/runs/{_segment(run_id)}/checkpoints/{step}/pin"
+        return _parse(self._call("PUT" if pinned else "DELETE", path, idempotent=True), schemas.Checkpoint)
+
+    def delete_checkpoint(self, run_id: str, step: int) -> schemas.Checkpoint:
+        """Remove a checkpoint of a run that has ended. Raises Conflict if it is pinned or out of reach."""
+        return _parse(self._call("DELETE", f"/runs/{_segment(run_id)}/checkpoints/{step}"), schemas.Checkpoint)
+
+    def checkpoint_files(self, run_id: str, step: int) -> list[schemas.CheckpointFile]:
+        """The files of a checkpoint."""
+        return _parse_list(
+            self._call("GET", f"/runs/{_segment(run_id)}/checkpoints/{step}/files"), schemas.CheckpointFile
+        )
+
+    def download_checkpoint_file(self, run_id: str, step: int, name: str) -> Iterator[bytes]:
+        """The bytes of a file of a checkpoint, piece by piece."""
+        path = f"/api/v1/runs/{_segment(run_id)}/checkpoints/{step}/files/{_segment(name)}"
+        with self._http.stream("GET", path, timeout=FOLLOW_SECONDS) as reply:
+            if not reply.is_success:
+                reply.read()
+                raise _error(reply)
+            yield from reply.iter_bytes()
+
     def metrics(
         self,
         run_id: str,

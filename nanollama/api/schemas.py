@@ -313,6 +313,14 @@ class Checkpoint(Response):
     digest: str
     created_at: datetime
     removed: bool = False
+    pinned: bool | None = Field(default=None, description="unknown where the service does not reach the files")
+
+
+class CheckpointFile(Response):
+    """A file of a checkpoint."""
+
+    name: str
+    size_bytes: int
 
 
 class Summary(Response):
