@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -392,3 +394,19 @@ def test_very_many_latents_are_counted_rather_than_listed():
         Filter(draw_kernels(chain(latents=200, states=2), 0))
     assert "out of reach: 200 latents = about 10^60 joint states cost at least" in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kernel_type", ["product", "fullrank"])
+@pytest.mark.parametrize("method", METHODS)
+def test_several_parents_of_different_sizes_keep_their_order(method, kernel_type):
+    nodes = (
+        NodeSpec(name="A", state_dim=2, alpha=0.5),
+        NodeSpec(name="B", state_dim=3, alpha=0.5),
+        NodeSpec(name="C", state_dim=2, alpha=0.5, parents=("B", "A"), kernel_type=kernel_type),
+        NodeSpec(name="X", state_dim=4, alpha=0.5, parents=("C", "B"), kernel_type=kernel_type, observed=True),
+    )
+    kernels = draw_kernels(GSSMSpec(nodes=nodes), 0)
+    tokens = random_tokens(np.random.default_rng(0), 4, 4, 4)
+    expected = [math.log(Oracle(kernels).probability(tuple(row))) for row in tokens]
+    found = Filter(kernels, method=method).log_likelihood(tokens).sum(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
