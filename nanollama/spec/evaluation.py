@@ -35,8 +35,10 @@ class EvaluationSpec(Spec):
     )
     probe: bool = Field(default=False, description="regress the residual stream on the exact belief state, per layer")
     data: EvaluationData = Field(default_factory=EvaluationData, description="the held-out sequences")
-    slurm: SlurmSpec = Field(default_factory=SlurmSpec, description="resources of an asynchronous evaluation")
-    cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="device of an asynchronous evaluation")
+    slurm: SlurmSpec = Field(
+        default_factory=SlurmSpec, description="resources of a job that evaluates; submitting it is up to you"
+    )
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="device of nanollama.apps.gssm.evaluate")
 
     @model_validator(mode="after")
     def _check_source(self) -> EvaluationSpec:

@@ -16,6 +16,7 @@ from backend.streams.lines import parse_events
 from nanollama.apps.gssm import data as data_app
 from nanollama.apps.gssm.held_out import NUM_SEQUENCES, held_out_sequences
 from nanollama.apps.gssm.train import Trainer
+from nanollama.data.loader import build_loader
 from nanollama.model.build import build_model
 from nanollama.monitor.monitor import Monitor
 from nanollama.spec.base import SpecError
@@ -78,6 +79,8 @@ def test_an_evaluation_is_that_of_the_saved_learner_on_unseen_sequences(tmp_path
     spec = load_config(ExperimentSpec, [f"config={config}"])
     sequences = held_out_sequences(spec)
     tokens = sequences.tokens(0, 20)
+    trained_on = {tuple(row) for row in build_loader(spec.data, rank=0, world_size=1).batch(0).tolist()}
+    assert trained_on.isdisjoint(tuple(row) for row in tokens.tolist())
     model = build_model(spec.model, sequences.vocab_size)
     model.load_state_dict(torch.load(tmp_path / "run" / "checkpoints" / "0000000010" / "model.pt"))
     with torch.no_grad():
@@ -121,6 +124,7 @@ def test_a_stop_saves_first_and_the_next_attempt_evaluates(
     else:
         assert code == 75
         assert kinds[-2:] == ["checkpoint_saved", "preempted"]
+        assert kinds.count("evaluated") == sum(step < stopped_after for step in (4, 8, 10))
         monkeypatch.undo()
         assert train(config, tmp_path / "cut") == 0
         lines = metrics(tmp_path / "cut" / "1") + metrics(tmp_path / "cut" / "2")

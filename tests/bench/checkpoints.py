@@ -55,6 +55,7 @@ def _run(asynchronous: str) -> tuple[float, float, float]:
         return call
 
     arguments = [f"config={ROOT / 'configs/gssm/debug.yaml'}", f"optim.steps={STEPS}", "optim.warmup=10"]
+    arguments += ["evaluation.period=0"]
     arguments += [f"orchestration.checkpoint.period={PERIOD}", f"orchestration.checkpoint.asynchronous={asynchronous}"]
     with (
         mock.patch.object(Monitor, "save", timed(Monitor.save, time.perf_counter, loop)),
