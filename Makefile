@@ -26,6 +26,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 install: $(VENV)/.dev ## Create .venv with everything, development tools included
 
+# the engine's loops, once before many processes want them at the same time
+COMPILE := $(BIN)/python -m nanollama.apps.gssm.entropy config=configs/gssm/debug.yaml num_sequences=2 > /dev/null
+
 demo: $(VENV)/.app ## Start everything, train the debug config and show it beside its bound (ARGS=--exit ends by itself)
 	@$(BIN)/n2n demo $(ARGS)
 
@@ -46,9 +49,11 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 test: lint services ## Run every check and every test that is not slow
+	@$(COMPILE)
 	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-slow: $(VENV)/.dev services ## Run the long loops and the training tests
+	@$(COMPILE)
 	$(PYTEST) -n $(JOBS) --dist loadgroup -m slow $(ARGS)
 
 test-faults: $(VENV)/.dev services ## Run the crashes on real processes, at length
@@ -64,5 +69,5 @@ lock: $(VENV)/.dev ## Resolve constraints.txt anew
 	$(BIN)/python scripts/lock.py $(BIN)/python
 
 clean: ## Remove what was installed and built; runs under .n2n stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
