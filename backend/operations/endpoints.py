@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 import nanollama
 from backend.deps import ContextDep, error_responses
 from backend.migrate import current_revision, head_revision
-from backend.operations.meter import MEDIA_TYPE, Meter, family
+from backend.operations.meter import MEDIA_TYPE, Labels, Meter, family
 from backend.runs.repository import RunRepository
 from backend.workers.service import WorkerService
 from nanollama.api.errors import Unavailable
@@ -39,9 +39,9 @@ def figures(context: ContextDep, request: Request) -> Response:
     with context.database.read() as session:
         counts = RunRepository(session).counts()
         workers = WorkerService(session, context.clock(), context.settings).all()
-    runs = {(("state", state.value),): counts.get(state, 0) for state in RunState}
+    runs: dict[Labels, int] = {(("state", state.value),): counts.get(state, 0) for state in RunState}
     alive = sum(worker.alive for worker in workers)
-    known = {(("alive", "true"),): alive, (("alive", "false"),): len(workers) - alive}
+    known: dict[Labels, int] = {(("alive", "true"),): alive, (("alive", "false"),): len(workers) - alive}
     meter: Meter = request.app.state.meter
     lines = [
         *family("n2n_runs", "gauge", "Runs by state.", runs),

@@ -28,9 +28,10 @@ class Meter:
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note a request that was answered."""
-        timed = (("method", method), ("route", route))
+        timed: Labels = (("method", method), ("route", route))
+        labels: Labels = (*timed, ("status", str(status)))
         with self._lock:
-            self._counts[(*timed, ("status", str(status)))] += 1
+            self._counts[labels] += 1
             self._seconds[timed] += seconds
             buckets = self._buckets[timed]
             for i, bound in enumerate(BOUNDS):

@@ -125,7 +125,7 @@ class Page:
             if order.kind in ("text", "state") and not sqlite:
                 self._value = self._value.collate("C")  # the order of SQLite, and the index's
 
-    def ids(self, conditions: Sequence[ColumnElement[bool]], limit: int) -> Select[Any]:
+    def ids(self, conditions: Sequence[ColumnElement[bool]], limit: int) -> Select[str, Any]:
         """Ids of up to `limit` runs, each with the value that it is sorted by."""
         if self._order is None:
             query = select(Run.id, Run.id).where(*conditions).order_by(Run.id.desc())
