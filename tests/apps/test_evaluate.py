@@ -132,7 +132,7 @@ def test_a_run_that_leaves_evaluation_to_others_is_followed_to_its_end(
         waited.append(seconds)
         assert train(config, run_dir) == 0
 
-    monkeypatch.setattr(app.time, "sleep", train_meanwhile)
+    monkeypatch.setattr(app, "sleep", train_meanwhile)
     assert main([f"run_dir={run_dir}", "follow=true"]) == 0
     assert len(waited) == 1
     assert not evaluations(run_dir / "2")

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import torch
@@ -186,7 +186,7 @@ def follow_run(run_dir: Path, options: Options, overrides: Sequence[str]) -> int
                 _evaluate_of_run(run_dir, checkpoint, options, overrides)
         if ended or not options.follow:
             return 0
-        time.sleep(POLL_SECONDS)
+        sleep(POLL_SECONDS)
 
 
 def _evaluate_of_run(run_dir: Path, checkpoint: Path, options: Options, overrides: Sequence[str]) -> None:
