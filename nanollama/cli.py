@@ -26,9 +26,9 @@ from nanollama.api import schemas
 from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
+from nanollama.commands.graph import write_graph
+from nanollama.commands.import_config import describe, import_config
 from nanollama.commands.token import app as token_commands
-from nanollama.graph import write_graph
-from nanollama.import_config import describe, import_config
 from nanollama.progress import RunProgress, nats
 from nanollama.spec.base import Note
 from nanollama.spec.command import run_command, stop_signals

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from nanollama.apps.gssm import calibrate as app
+from nanollama.commands.graph import load_graph
 from nanollama.data.calibration import mean_entropy
-from nanollama.graph import load_graph
 from nanollama.spec.base import parse
 from nanollama.spec.command import run_command
 from nanollama.spec.gssm import GSSMSpec
