@@ -189,7 +189,7 @@ class Trainer:
         loss = self.backward(batch_BT)
         monitor.lap("model")
         grad_norm = clip_gradient(self.model, optim.clip)
-        self.asked = self.signalled() or monitor.stop_requested()
+        self.asked = self.asked or self.signalled() or monitor.stop_requested()
         votes = torch.full_like(loss, self.asked is not None)
         numbers = self.cluster.mean(torch.stack([loss, grad_norm.double(), votes]))  # the same on every rank
         update(self.optimizer, learning_rate(optim, step), self.lost.judge(numbers[0], numbers[1]))
