@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
+import os
+import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
+from types import FrameType, TracebackType
 
 from nanollama import __version__
 from nanollama.api.client import Client
@@ -75,15 +76,15 @@ class Daemon:
         self._closed = threading.Event()
         self._introduced = False  # whether the service knows what is held: only then is more asked for
         self._terms: WorkerTerms | None = None
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._signals = _Signals()
         self._failure: str | None = None
 
     def run(self) -> int:
         """Work until a signal comes; returns the exit code. To be called from the main thread."""
-        with self._signals_caught():
+        with self._signals:
             self.resume()
             threading.Thread(target=self._sync_forever, name="sync", daemon=True).start()
-            self._signals.get()
+            self._signals.wait()
             return self._leave()
 
     def resume(self) -> None:
@@ -114,7 +115,7 @@ class Daemon:
                 self.sync()
             except _NotAccepted as error:
                 self._failure = str(error)
-                self._signals.put(0)
+                self._signals.wake()
                 return
             except ApiError as error:
                 if not backoff.failing:
@@ -246,7 +247,7 @@ class Daemon:
         self._say_goodbye()
         if self._settings.stop_jobs_on_exit:
             self._await_jobs("interrupt")
-        elif self._all_jobs() and self._another_signal(within=SECOND_SIGNAL_SECONDS):
+        elif self._all_jobs() and self._signals.wait(SECOND_SIGNAL_SECONDS):
             self._await_jobs("cancel", hurry=True)
         left = self._all_jobs()
         for job in left:
@@ -272,7 +273,7 @@ class Daemon:
         deadline: float | None = None
         while jobs := self._all_jobs():
             self._end_jobs(ending, hurry=hurry)
-            hurry = self._another_signal(within=0.1) or hurry
+            hurry = self._signals.wait(0.1) or hurry
             now = time.monotonic()
             if not all(job.ended for job in jobs):
                 deadline = None
@@ -282,21 +283,44 @@ class Daemon:
                 log.warning("the service does not answer; the next start of this worker reports how the runs ended")
                 return
 
-    def _another_signal(self, *, within: float) -> bool:
-        try:
-            self._signals.get(timeout=within)
-        except queue.Empty:
-            return False
-        return True
 
-    @contextlib.contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        def note(number: int, _frame: FrameType | None) -> None:
-            self._signals.put(number)
+class _Signals:
+    """SIGINT and SIGTERM as bytes in a pipe, to be waited for in the main thread. Use as a context manager.
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    The pipe is written to by the interpreter's own handler, whichever thread the kernel has chosen for it. A lock or a
+    queue would not do: of two signals in quick succession the second may go to another thread, and a main thread that
+    sleeps on a lock then sleeps on.
+    """
+
+    def __init__(self) -> None:
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+
+    def __enter__(self) -> _Signals:
+        self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+
+    def wake(self) -> None:
+        """End a wait as a signal would."""
+        os.write(self._write_end, b"\0")
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Take one signal, waiting for it up to some seconds or for ever; False when none has come."""
+        readable, _, _ = select.select([self._read_end], [], [], seconds)
+        return bool(readable and os.read(self._read_end, 1))
+
+    def __del__(self) -> None:
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """What the interpreter has written to the pipe is enough."""
