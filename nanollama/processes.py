@@ -86,6 +86,10 @@ class Runner:
                 signal.signal(number, handler)
 
 
+_LOOK_SECONDS = 1.0
+"""A second signal may find the main thread asleep on a lock, and is handled when it wakes."""
+
+
 def run_all(runner: Runner, starts: Sequence[Start], *, parallel: int, summarise: bool) -> int:
     """Run all, `parallel` at a time, and return one exit code.
 
@@ -112,7 +116,7 @@ def run_all(runner: Runner, starts: Sequence[Start], *, parallel: int, summarise
                 live[pool.submit(start.run)] = index
             if not live:
                 break
-            done, _ = wait(live, return_when=FIRST_COMPLETED)
+            done, _ = wait(live, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 index = live.pop(future)
                 try:

@@ -279,7 +279,7 @@ class DatasetReader:
             SpecError: kernels that differ from those of the file.
         """
         kernels = draw_kernels(self.spec, self.seed)
-        if kernels.content_hash() != self._kernels_hash:
+        if kernels.content_hash() != self.kernels_hash:
             message = (
                 f"the kernels drawn for {self.path} are not those that made it (it was made with NumPy "
                 f"{self._numpy_version}, this is {np.__version__})"
@@ -309,7 +309,7 @@ class DatasetReader:
             self.seed = int(attributes["seed"])
             self.split = str(attributes["split"])
             self.seq_len = int(attributes["seq_len"])
-            self._kernels_hash = str(attributes["kernels_hash"])
+            self.kernels_hash = str(attributes["kernels_hash"])
             self._numpy_version = str(attributes["numpy_version"])
             self.entropy = self._estimate("entropy")
             lower, upper = self._estimate("entropy_lower"), self._estimate("entropy_upper")

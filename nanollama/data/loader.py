@@ -152,6 +152,11 @@ class FileLoader(Loader):
             message = f"batch_size {data.batch_size:,} is more than the {self._count:,} sequences that are used"
             remedy = f"use at most {self._count}, or a larger file"
             problems.append(Problem(path="data.batch_size", message=message, remedy=remedy))
+        made_of = self._reader.kernels_hash
+        if data.kernels_hash is not None and not made_of.startswith(data.kernels_hash):
+            message = f"{data.path} is made of the kernels {made_of}, not of {data.kernels_hash}"
+            remedy = "choose the file that goes with this config, or correct the hash"
+            problems.append(Problem(path="data.kernels_hash", message=message, remedy=remedy))
         if problems:
             raise SpecError(problems)
         super().__init__(

@@ -29,6 +29,12 @@ class FileData(Spec):
     union_tags: ClassVar[tuple[str, ...]] = ("file",)
 
     path: str = Field(min_length=1, description="HDF5 file written by nanollama.apps.gssm.data")
+    kernels_hash: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{8,64}$",
+        description="first digits of the hash of the kernels that the file must be made of, as it is printed when the "
+        "file is written; any file will do when absent",
+    )
     n_data: int | None = Field(default=None, ge=1, description="use only the first n_data sequences; all when absent")
     batch_size: int = Field(ge=1, le=2**20, description="sequences per step, over all ranks")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the order in which sequences are visited")

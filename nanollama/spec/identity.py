@@ -23,7 +23,9 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     """A full resolved config, as plain data, without what may change between two attempts: where and how it runs."""
     seed = config["orchestration"]["utils"]["seed"]
     kept = {name: config[name] if name in LEARNT else value for name, value in _defaults(seed).items()}
-    return {**kept, "data": {**config["data"], "prefetch": 0}}  # when a batch is drawn changes nothing in it
+    checked = {"kernels_hash"}  # what is only compared, and when a batch is drawn, change nothing in it
+    data = {key: value for key, value in config["data"].items() if key not in checked}
+    return {**kept, "data": {**data, "prefetch": 0}}
 
 
 @cache

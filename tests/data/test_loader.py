@@ -118,6 +118,14 @@ def test_what_a_file_cannot_give_is_refused_at_its_key(path, tmp_path):
     assert (found.path, found.remedy) == ("data.batch_size", "use at most 50, or a larger file")
     found = problem(FileData(path=file, n_data=10, batch_size=11))
     assert (found.path, found.remedy) == ("data.batch_size", "use at most 10, or a larger file")
+    made_of = DatasetReader(file).kernels_hash
+    other = ("0" if made_of[0] != "0" else "1") + made_of[1:8]
+    found = problem(FileData(path=file, batch_size=4, kernels_hash=other))
+    assert (found.path, found.message) == (
+        "data.kernels_hash",
+        f"{file} is made of the kernels {made_of}, not of {other}",
+    )
+    build_loader(FileData(path=file, batch_size=4, kernels_hash=made_of[:8]), rank=0, world_size=1)
     found = problem(FileData(path=str(tmp_path / "none.h5"), batch_size=4))
     assert found.path == "data.path"
     assert "there is no file" in found.message

@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
                 raise SpecError([Problem(path=f"sets.{i}.path", message=message, remedy=remedy)]) from None
         size = Path(item.path).stat().st_size
         print(f"wrote {item.path}: {item.n_data:,} sequences of {spec.seq_len} tokens, {size / 2**20:.2f} MiB")
+        print(f"      kernels: {kernels.content_hash()[:16]}")
         print(f"      no entropy: {entropy}" if isinstance(entropy, str) else f"      entropy: {entropy}")
     return 0
 
