@@ -112,4 +112,6 @@ def test_bad_input_is_named(config, tmp_path, monkeypatch, capsys, arguments, me
 
 def test_a_call_without_arguments_is_told_what_to_write(capsys):
     assert calibrate() == 2
-    assert "python -m nanollama.apps.gssm.calibrate config=FILE target=1.2" in capsys.readouterr().err
+    assert (
+        "python -m nanollama.apps.gssm.calibrate config=configs/gssm/debug.yaml target=1.2" in capsys.readouterr().err
+    )

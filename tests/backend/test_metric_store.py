@@ -153,12 +153,17 @@ def new_run(database: Database, attempts: int = 3) -> tuple[str, list[Attempt]]:
         for number in range(1, attempts + 1)
     ]  # fmt: skip
     with database.write() as session:
-        session.add(Experiment(id=run_id, name="x", notes="", tags=[], created_at=now))
+        session.add(
+            Experiment(
+                id=run_id, name="x", notes="", tags=[], created_at=now, priority=0, resources={}, num_runs=1,
+            )
+        )  # fmt: skip
         session.flush()
         session.add(
             Run(
-                id=run_id, experiment_id=run_id, name="x", tags=[], search="", priority=0, app="gssm", config={},
-                config_hash="", state=RunState.RUNNING, cancel_requested=False, attempt=attempts, created_at=now,
+                id=run_id, experiment_id=run_id, position=0, name="x", params={}, tags=[], search="", priority=0,
+                app="gssm", config={}, config_hash="", training_hash="", retries=0, counted_from=1,
+                state=RunState.RUNNING, cancel_requested=False, attempt=attempts, created_at=now,
                 total_steps=1, step=0, tokens=0, latest={},
             )
         )  # fmt: skip

@@ -102,10 +102,13 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
+        return self.hidden_states(x)[-1]
+
+    def hidden_states(self, x: Tensor) -> list[Tensor]:
+        states = [self.first(x)]
         for layer in self.layers:
-            x = x + layer(x).relu()
-        return x
+            states.append(states[-1] + layer(states[-1]).relu())
+        return states
 
 
 def _train(cluster: Cluster, model: nn.Module, inputs: Tensor) -> tuple[list[float], torch.optim.AdamW]:
