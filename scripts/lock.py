@@ -26,11 +26,11 @@ HEADER = """\
 
 
 def requirements() -> list[str]:
-    """Every requirement of every extra in pyproject.toml, torch excepted."""
+    """Every requirement of every extra in pyproject.toml, torch and what is built against its CUDA excepted."""
     text = (ROOT / "pyproject.toml").read_text()
     section = text[text.index("dependencies = [") : text.index("[project.scripts]")]
     found = re.findall(r'^\s*"([^"]+)"', section, flags=re.MULTILINE)
-    return [item for item in found if not item.startswith(("torch", "nodes-to-narratives"))] + TORCH_NEEDS
+    return [item for item in found if not item.startswith(("torch", "nodes-to-narratives", "mamba-ssm"))] + TORCH_NEEDS
 
 
 def resolve(python: str) -> dict[str, str]:
