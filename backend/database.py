@@ -21,6 +21,7 @@ from backend.columns import dump_json
 from backend.settings import parse_database_url
 
 BUSY_SECONDS = 30
+DISPOSE_SECONDS = 5.0  # how long transactions under way may hold up the end
 POOL_SIZE, POOL_OVERFLOW = 10, 30  # together the threads that serve requests: a thread never waits for a connection
 
 
@@ -62,21 +63,41 @@ class Database:
             threading.Lock() if self.sqlite else contextlib.nullcontext()
         )
 
+        self._under_way = 0
+        self._ended = threading.Condition()
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads, from one snapshot."""
-        with Session(self._reader, expire_on_commit=False) as session, session.begin():
+        with self._counted(), Session(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that may write: committed when the block ends, undone when it raises."""
-        with self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with self._counted(), self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def dispose(self) -> None:
-        """Close every connection."""
+        """Close every connection, once the transactions under way have given theirs back.
+
+        A stream that is cut off leaves its last look at the database to its thread; a connection that came back to a
+        pool that is gone would never be closed.
+        """
+        with self._ended:
+            self._ended.wait_for(lambda: self._under_way == 0, DISPOSE_SECONDS)
         self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._ended:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._under_way -= 1
+                self._ended.notify_all()
 
 
 def _prepare_sqlite(engine: Engine) -> None:
