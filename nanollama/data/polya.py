@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanollama.data.filter import ImpossibleSequence
+from nanollama.data.filter import ImpossibleSequence, check_tokens
 from nanollama.data.gssm import FLOOR, Array, IntArray, Kernels, joint_table, relevant_latents, table_shapes
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.gssm import GSSMSpec, NodeSpec
@@ -57,18 +57,7 @@ def checked_tokens(tokens: ArrayLike, vocab_size: int) -> IntArray:
         ValueError: not a matrix of integers, or a symbol outside the alphabet, with its place.
         ImpossibleSequence: a sequence that does not begin with 0.
     """
-    found = np.asarray(tokens)
-    if found.ndim != 2 or found.shape[1] < 1 or found.dtype.kind not in "iu":
-        raise ValueError(f"expected integer tokens of shape [B, T], found {found.dtype} {list(found.shape)}")
-    outside = (found < 0) | (found >= vocab_size)
-    if outside.any():
-        row, t = (int(i) for i in np.argwhere(outside)[0])
-        place = f"sequence {row} holds {int(found[row, t])} at position {t}"
-        raise ValueError(f"{place}; the model's symbols go from 0 to {vocab_size - 1}")
-    if found[:, 0].any():
-        row = int(found[:, 0].nonzero()[0][0])
-        raise ImpossibleSequence(row, 0, int(found[row, 0]))
-    return found.astype(np.int64)
+    return check_tokens(tokens, vocab_size).astype(np.int64)
 
 
 def floor_gap(spec: GSSMSpec, steps: int) -> tuple[float, float]:
