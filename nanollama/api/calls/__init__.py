@@ -1,0 +1,1 @@
+"""The calls of the client, one file for each resource of the API."""

@@ -1,0 +1,108 @@
+"""Requests and responses of the REST API, one file for each of its resources."""
+
+from nanollama.api.schemas.base import ErrorBody, Label, Number, Numbers, Request, Response
+from nanollama.api.schemas.checkpoints import Checkpoint, CheckpointFile
+from nanollama.api.schemas.experiments import SHOWN_RUNS, Experiment, ExperimentCreate, ExperimentDetail, ExperimentPage
+from nanollama.api.schemas.metrics import (
+    MAX_POINTS,
+    MAX_RUNS,
+    Metrics,
+    MetricsQuery,
+    MetricsReply,
+    MetricValues,
+    RunValues,
+    Series,
+    Summary,
+)
+from nanollama.api.schemas.needs import Budgets, Resources
+from nanollama.api.schemas.queue import Queue, QueueEntry, Waiting
+from nanollama.api.schemas.runs import (
+    Attempt,
+    Clone,
+    Event,
+    Prioritise,
+    Progress,
+    Resolve,
+    Run,
+    RunDetail,
+    RunPage,
+    RunPatch,
+    RunsChanged,
+    RunSelection,
+)
+from nanollama.api.schemas.service import Health
+from nanollama.api.schemas.specs import SpecInput, Template, Validation
+from nanollama.api.schemas.streams import LogTail, StreamInfo
+from nanollama.api.schemas.tokens import NewToken, ScopeName, Token, TokenCreate
+from nanollama.api.schemas.workers import (
+    Held,
+    Lease,
+    SyncReply,
+    SyncRequest,
+    TransitionRequest,
+    UnknownReport,
+    Worker,
+    WorkerRegistration,
+    WorkerTerms,
+)
+
+__all__ = [
+    "MAX_POINTS",
+    "MAX_RUNS",
+    "SHOWN_RUNS",
+    "Attempt",
+    "Budgets",
+    "Checkpoint",
+    "CheckpointFile",
+    "Clone",
+    "ErrorBody",
+    "Event",
+    "Experiment",
+    "ExperimentCreate",
+    "ExperimentDetail",
+    "ExperimentPage",
+    "Health",
+    "Held",
+    "Label",
+    "Lease",
+    "LogTail",
+    "MetricValues",
+    "Metrics",
+    "MetricsQuery",
+    "MetricsReply",
+    "NewToken",
+    "Number",
+    "Numbers",
+    "Prioritise",
+    "Progress",
+    "Queue",
+    "QueueEntry",
+    "Request",
+    "Resolve",
+    "Resources",
+    "Response",
+    "Run",
+    "RunDetail",
+    "RunPage",
+    "RunPatch",
+    "RunSelection",
+    "RunValues",
+    "RunsChanged",
+    "ScopeName",
+    "Series",
+    "SpecInput",
+    "StreamInfo",
+    "Summary",
+    "SyncReply",
+    "SyncRequest",
+    "Template",
+    "Token",
+    "TokenCreate",
+    "TransitionRequest",
+    "UnknownReport",
+    "Validation",
+    "Waiting",
+    "Worker",
+    "WorkerRegistration",
+    "WorkerTerms",
+]

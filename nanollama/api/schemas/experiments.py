@@ -1,0 +1,65 @@
+"""Experiments: submitted configs and the runs that they made."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nanollama.api.schemas.base import Label, Response
+from nanollama.api.schemas.needs import Budgets, Resources
+from nanollama.api.schemas.runs import Run
+from nanollama.api.schemas.specs import SpecInput
+from nanollama.api.status import RunState
+from nanollama.spec.base import Note
+
+
+class ExperimentCreate(SpecInput, Budgets):
+    """A spec to run. The experiment's name is `orchestration.name` unless `name` is given.
+
+    `reuse` says what becomes of runs that would learn what an earlier one has: `never`, they run again; `always`,
+    the earlier ones take their place; `ask`, nothing is created if there are any, and the error lists them.
+    """
+
+    name: Label | None = Field(default=None, max_length=200)
+    notes: str = Field(default="", max_length=10_000)
+    tags: list[Annotated[Label, Field(max_length=64)]] = Field(default=[], max_length=32)
+    priority: int = Field(default=0, ge=-100, le=100, description="higher first")
+    resources: Resources = Resources()
+    reuse: Literal["never", "ask", "always"] = "never"
+
+
+SHOWN_RUNS = 20
+
+
+class Experiment(Response):
+    """A spec and the runs that it made."""
+
+    id: str
+    name: str
+    notes: str
+    tags: list[str]
+    created_at: datetime
+    priority: int = 0
+    resources: Resources = Resources()
+    paused_since: datetime | None = None
+    num_runs: int = Field(default=1, description="of its own, and those of earlier experiments that it reuses")
+    num_reused: int = 0
+    counts: dict[RunState, int] = Field(default={}, description="runs by state")
+    runs: list[Run] = Field(description=f"the first {SHOWN_RUNS} of its runs; GET /runs?experiment= pages all")
+    spec_notes: list[Note] = Field(default=[], description="on submission: keys that have moved or mean nothing now")
+
+
+class ExperimentDetail(Experiment):
+    """An experiment with what was submitted."""
+
+    yaml: str | None = None
+    config: dict[str, Any] | None = None
+
+
+class ExperimentPage(Response):
+    """A page of experiments, newest first."""
+
+    items: list[Experiment]
+    next_cursor: str | None = None
