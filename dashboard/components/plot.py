@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.charts import Chart
+from dashboard.charts.curves import Chart
 
 _mount = st.components.v2.component(
     "n2n_plot",

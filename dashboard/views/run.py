@@ -12,7 +12,7 @@ import yaml
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
-from dashboard.charts import Chart, entropy_label, excess_chart, loss_chart, small_chart
+from dashboard.charts.curves import Chart, entropy_label, excess_chart, loss_chart, small_chart
 from dashboard.components.log import log
 from dashboard.components.page import Chip, away_note, error_note, header, live, note, section
 from dashboard.components.plot import plot

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashboard.charts import entropy_label, excess_chart, loss_chart, small_chart
+from dashboard.charts.curves import entropy_label, excess_chart, loss_chart, small_chart
 from dashboard.figure import Axis
 from nanollama.api.schemas import Metrics, Series
 from tests.support.fake_client import ENTROPY, checkpoint, learning, series
