@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Enum, Float, ForeignKey, Index, LargeBinary, MetaData, UniqueConstraint
+from sqlalchemy import JSON, Enum, Float, ForeignKey, Index, LargeBinary, MetaData, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.columns import BigInt, BigSerial, Json, UtcDateTime, Words
@@ -67,7 +67,7 @@ class Run(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        Index(None, "state", "experiment_id", "id"),  # all that most filters look at
+        Index(None, "state", "experiment_id", "id", "archived", "app"),  # all that most filters look at
         Index(None, "experiment_id", "position"),
         Index(None, "experiment_id", "state"),
         Index(None, "training_hash", "state"),
@@ -79,6 +79,8 @@ class Run(Base):
     name: Mapped[str] = mapped_column(Words(NAME))
     params: Mapped[dict[str, Any]] = mapped_column(doc="what the grid sets, by dotted key")
     tags: Mapped[list[str]]
+    notes: Mapped[str] = mapped_column(Words(10_000), server_default="")
+    archived: Mapped[bool] = mapped_column(server_default=false())
     search: Mapped[str] = mapped_column(Words(4096), doc="name, id and tags in lower case, one a line")
     priority: Mapped[int]
     app: Mapped[str] = mapped_column(Words(NAME))
