@@ -81,8 +81,8 @@ def elapsed_seconds(run: Run, now: datetime) -> float | None:
 
 def repeat_commands(config: dict[str, Any], file_name: str) -> str:
     """What to type to train the same config again: through the service, or by hand without any."""
-    module = APPS.get(str(config.get("app")), "nanollama.apps.gssm.train")
-    return f"n2n submit {file_name}\n# or without any service:\npython -m {module} config={file_name}"
+    app = APPS.get(str(config.get("app")), APPS["gssm.train"])
+    return f"n2n submit {file_name}\n# or without any service:\npython -m {app.module} config={file_name}"
 
 
 def summary(config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -41,7 +41,7 @@ from nanollama.spec.base import Problem, Spec, SpecError, did_you_mean, parse
 from nanollama.spec.cluster import ClusterSpec, LauncherSpec, SlurmSpec
 from nanollama.spec.command import run_command
 from nanollama.spec.data import DatasetSpec
-from nanollama.spec.experiment import APPS, ExperimentSpec
+from nanollama.spec.experiment import TRAINING_MODULES, ExperimentSpec
 from nanollama.spec.grid import Variant, expand
 from nanollama.spec.load import Document, dump_yaml, read_document
 from nanollama.spec.monitor import OrchestrationSpec
@@ -140,7 +140,7 @@ def plan(document: Document, module: str) -> list[Run]:
     Raises:
         SpecError: a config that is not valid, or a directory that holds a run with another one.
     """
-    is_app = module in APPS.values()
+    is_app = module in TRAINING_MODULES
     model: type[Spec] = ExperimentSpec if is_app else DatasetSpec if module == DATA_SCRIPT else AnyConfig
     variants = expand(document, model)
     launch = _sections(document, document.data)
@@ -174,7 +174,7 @@ def script_module(arguments: Sequence[str], configured: object = None) -> str:
     names = [argument.removeprefix(SCRIPT) for argument in arguments if argument.startswith(SCRIPT)]
     if not names and isinstance(configured, str):
         names = [configured]
-    known = [*APPS.values(), DATA_SCRIPT]
+    known = [*TRAINING_MODULES, DATA_SCRIPT]
     if len(names) != 1:
         message = "no script is named" if not names else "more than one script is named"
         raise SpecError([Problem(path="script", message=message, remedy=f"write script={known[0]}")])

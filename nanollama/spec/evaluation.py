@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from nanollama.spec.base import Problem, Problems, Spec
@@ -60,7 +62,12 @@ class EvaluationSpec(Spec):
 class EntropySpec(Spec):
     """Root of a config that only asks for the entropy of its data."""
 
+    app: Literal["gssm.entropy"] = Field(default="gssm.entropy", description="the application that is run")
     data: DataSpec = Field(description="the sequences, or the graph that they are sampled from")
+    num_sequences: int | None = Field(default=None, ge=2, le=2**40, description="fresh sequences that are scored")
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="score no more once so long has passed; no limit when absent"
+    )
     launcher: LauncherSpec = Field(default_factory=LauncherSpec)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,13 +11,10 @@ from pydantic import Field, model_validator
 from nanollama.spec.base import Problem, Problems, Spec
 from nanollama.spec.cluster import ClusterSpec, LauncherSpec
 from nanollama.spec.data import DataSpec, FileData, OnlineData
-from nanollama.spec.evaluation import EvaluationSpec
+from nanollama.spec.evaluation import EntropySpec, EvaluationSpec
 from nanollama.spec.model import ModelSpec
 from nanollama.spec.monitor import OrchestrationSpec
 from nanollama.spec.optim import OptimSpec
-
-APPS = {"gssm.train": "nanollama.apps.gssm.train"}
-"""Applications that a config may name, and the module that each one runs."""
 
 
 class ExperimentSpec(Spec):
@@ -79,3 +78,28 @@ class ExperimentSpec(Spec):
             remedy = f"use at most {(optim.steps - optim.warmup) / optim.steps:.3g}, or a shorter warm-up"
             return [Problem(path="optim.decay_ratio", message=message, remedy=remedy)]
         return []
+
+
+@dataclass(frozen=True)
+class App:
+    """An application that a config may name.
+
+    Attributes:
+        module: what Python runs; it is told `config=FILE attempt_dir=PATH`.
+        spec: root of its configs, which has a key `app`.
+        torchrun: whether it runs as ranks under torchrun, or else as one plain process.
+    """
+
+    module: str
+    spec: type[Spec]
+    torchrun: bool
+
+
+APPS: Mapping[str, App] = {
+    "gssm.train": App("nanollama.apps.gssm.train", ExperimentSpec, torchrun=True),
+    "gssm.entropy": App("nanollama.apps.gssm.entropy", EntropySpec, torchrun=False),
+}
+"""Applications by the name that a config gives as `app`."""
+
+TRAINING_MODULES = tuple(app.module for app in APPS.values() if issubclass(app.spec, ExperimentSpec))
+"""Modules of the applications that train a learner."""

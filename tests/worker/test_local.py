@@ -22,7 +22,7 @@ from tests.support.examples import experiment
 from tests.support.waiting import eventually
 from worker.executors.base import Attempt, Phase, Refused
 from worker.executors.claim import Claim, read_claim, take_claim
-from worker.executors.local import LocalExecutor, torchrun_command
+from worker.executors.local import LocalExecutor
 from worker.executors.processes import MARK, boot_id, find_tree, is_alive, kill_tree, start_time
 
 Running = Callable[..., LocalExecutor]
@@ -243,7 +243,7 @@ def test_a_supervisor_that_dies_before_the_claim(
 
 def test_only_registered_apps_are_run(attempt: Attempt) -> None:
     foreign = Attempt(attempt.id, attempt.directory, "os.system", experiment())
-    with pytest.raises(Refused, match=r"knows no app 'os\.system'; it runs: gssm\.train"):
+    with pytest.raises(Refused, match=r"knows no app 'os\.system'; it runs: gssm\.entropy, gssm\.train"):
         LocalExecutor().start(foreign)
     assert not attempt.directory.exists()
 
@@ -260,18 +260,6 @@ def test_a_directory_that_cannot_be_made_is_no_refusal(attempt: Attempt, tmp_pat
     directory = tmp_path / "file" / "1"
     with pytest.raises(NotADirectoryError):  # it may be there again in a moment
         LocalExecutor().start(Attempt(attempt.id, directory, "gssm.train", experiment()))
-
-
-def test_the_command_is_torchrun_on_the_registered_module(attempt: Attempt) -> None:
-    spec = ExperimentSpec.model_validate(experiment() | {"cluster": {"nproc_per_node": 2}})
-    command = torchrun_command(attempt, spec)
-    assert command[0] == sys.executable
-    assert "--standalone" in command
-    assert command[command.index("--nproc-per-node") + 1] == "2"
-    directory = attempt.directory
-    module, *arguments = command[command.index("-m", 2) + 1 :]
-    assert module == "nanollama.apps.gssm.train"
-    assert arguments == [f"config={directory}/config.yaml", f"attempt_dir={directory}"]
 
 
 # -- the claim ---------------------------------------------------------------------------------------------------------

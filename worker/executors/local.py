@@ -14,43 +14,18 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from nanollama.spec.base import SpecError, parse
-from nanollama.spec.experiment import APPS, ExperimentSpec
+from nanollama.spec.base import Spec
 from nanollama.spec.load import dump_yaml
 from nanollama.spec.provenance import write_provenance
 from nanollama.spec.rundir import CONFIG, EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, write_atomic
-from worker.executors.base import Attempt, ExecutorKind, Forbidder, Phase, Refused, Status
+from worker.executors.base import Attempt, ExecutorKind, Forbidder, Phase, Status
 from worker.executors.claim import Claim, read_claim, take_claim
+from worker.executors.commands import app_command, read_spec
 from worker.executors.processes import boot_id, find_tree, is_alive, kill_tree
 
 _REAP_SECONDS = 0.5
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
-
-
-def torchrun_command(attempt: Attempt, spec: ExperimentSpec) -> list[str]:
-    """The one command that is ever run: torchrun on a registered app, with a free rendezvous port of its own."""
-    torchrun = [sys.executable, "-m", "nanollama.cluster.torchrun", "--standalone"]
-    ranks = ["--nproc-per-node", str(spec.cluster.nproc_per_node)]
-    arguments = [f"config={attempt.directory / CONFIG}", f"attempt_dir={attempt.directory}"]
-    return [*torchrun, *ranks, "-m", APPS[attempt.app], *arguments]
-
-
-def read_spec(attempt: Attempt) -> ExperimentSpec:
-    """The config of an attempt, checked.
-
-    Raises:
-        Refused: an app that is not registered here, or a config that this version cannot read.
-    """
-    if attempt.app not in APPS:
-        raise Refused(f"this worker knows no app '{attempt.app}'; it runs: {', '.join(sorted(APPS))}")
-    try:
-        spec = parse(ExperimentSpec, attempt.config)
-    except SpecError as error:
-        raise Refused(f"this worker cannot use the config: {error}") from None
-    if spec.app != attempt.app:
-        raise Refused(f"the config is of the app '{spec.app}', the lease of '{attempt.app}'")
-    return spec
 
 
 class LocalExecutor:
@@ -61,9 +36,7 @@ class LocalExecutor:
         command: what a supervisor runs for an attempt.
     """
 
-    def __init__(
-        self, *, grace: float = 5.0, command: Callable[[Attempt, ExperimentSpec], list[str]] = torchrun_command
-    ) -> None:
+    def __init__(self, *, grace: float = 5.0, command: Callable[[Attempt, Spec], list[str]] = app_command) -> None:
         self._grace = grace
         self._command = command
         self._children: dict[str, subprocess.Popen[bytes]] = {}  # supervisors of this life, by attempt
@@ -147,7 +120,7 @@ class LocalExecutor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(claim.pid, number)
 
-    def _spawn(self, attempt: Attempt, spec: ExperimentSpec) -> subprocess.Popen[bytes]:
+    def _spawn(self, attempt: Attempt, spec: Spec) -> subprocess.Popen[bytes]:
         program = [sys.executable, "-m", "worker.executors.supervisor"]
         arguments = [attempt.id, str(attempt.directory), str(self._grace), *self._command(attempt, spec)]
         with open(attempt.directory / STDOUT, "ab") as output:
