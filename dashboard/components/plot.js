@@ -49,8 +49,29 @@ function fit(figure, width) {
   return figure;
 }
 
-export default function ({ data, parentElement }) {
+// Which points are clicked, and what is zoomed in on: null while all is shown, otherwise the range of x in its own units.
+function listen(root) {
+  root.heard = true;
+  root.on("plotly_click", (event) => {
+    const point = event.points.find((p) => p.id !== undefined);
+    if (point && root.said.listen) root.said.setTriggerValue("clicked", String(point.id));
+  });
+  root.on("plotly_relayout", (change) => {
+    if (!root.said.listen || !Object.keys(change).some((key) => key.startsWith("xaxis."))) return;
+    clearTimeout(root.later);
+    root.later = setTimeout(() => {
+      const { type, autorange, range } = root._fullLayout.xaxis;
+      const whole = root.said.range;
+      const all = autorange || (whole && range.every((v, i) => Math.abs(v - whole[i]) < 1e-9));
+      const shown = range.map((v) => (type === "log" ? 10 ** v : Number(v)));
+      root.said.setStateValue("zoom", all ? null : shown);
+    }, 300);
+  });
+}
+
+export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
   const root = parentElement.querySelector(".n2n-plot");
+  root.said = { listen: data.listen, range: data.figure.layout.xaxis?.range, setStateValue, setTriggerValue };
   root.setAttribute("role", "figure");
   root.setAttribute("aria-label", data.alt);
   root.style.height = `${data.figure.layout.height}px`;
@@ -68,6 +89,7 @@ export default function ({ data, parentElement }) {
       modeBarButtonsToRemove: ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg", filename: data.name },
     });
+    if (!root.heard) listen(root);
   };
   root.observer ??= (() => {
     let width = root.offsetWidth;
@@ -78,5 +100,5 @@ export default function ({ data, parentElement }) {
     return observer;
   })();
   root.draw();
-  return () => { root.observer.disconnect(); window.Plotly?.purge(root); };
+  return () => { clearTimeout(root.later); root.observer.disconnect(); window.Plotly?.purge(root); root.heard = false; };
 }

@@ -140,9 +140,9 @@ def body() -> None:
     if not page.items:
         _nothing(filtered=bool(search or states or cursor))
         return
-    opened = table(COLUMNS, [row(run, at) for run in page.items], label="Runs, newest first", key="runs")
-    if opened:
-        st.switch_page("views/run.py", query_params={"run": opened})
+    reply = table(COLUMNS, [row(run, at) for run in page.items], label="Runs, newest first", key="runs")
+    if reply.opened:
+        st.switch_page("views/run.py", query_params={"run": reply.opened})
     if cursor or page.next_cursor:
         with st.container(horizontal=True):
             st.button("← Newer", disabled=cursor is None, on_click=_turn, args=(None,))

@@ -36,7 +36,7 @@ def text(page: AppTest) -> str:
 
 def cells(page: AppTest, key: str) -> list[dict[str, str]]:
     table = sent(page, key)
-    return [{name: cell["text"] for name, cell in row["cells"].items()} for row in table["rows"]]
+    return [{name: cell.get("text", "") for name, cell in row["cells"].items()} for row in table["rows"]]
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
