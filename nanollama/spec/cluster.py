@@ -8,7 +8,7 @@ from pydantic import Field
 
 from nanollama.spec.base import Spec
 
-_WORD = (
+SLURM_WORD = (
     r"^[A-Za-z0-9_.,:@=|&*\[\]()+-]{1,256}$"  # what partitions, accounts and features are made of: never white space
 )
 
@@ -34,11 +34,11 @@ class ClusterSpec(Spec):
 class SlurmSpec(Spec):
     """Resources of a Slurm job. A key that is absent is left to the cluster's defaults."""
 
-    partition: str | None = Field(default=None, pattern=_WORD, description="partition, or several with commas")
-    account: str | None = Field(default=None, pattern=_WORD, description="account that pays")
-    qos: str | None = Field(default=None, pattern=_WORD, description="quality of service")
-    constraint: str | None = Field(default=None, pattern=_WORD, description="features that the nodes must have")
-    exclude: str | None = Field(default=None, pattern=_WORD, description="nodes that must not be used")
+    partition: str | None = Field(default=None, pattern=SLURM_WORD, description="partition, or several with commas")
+    account: str | None = Field(default=None, pattern=SLURM_WORD, description="account that pays")
+    qos: str | None = Field(default=None, pattern=SLURM_WORD, description="quality of service")
+    constraint: str | None = Field(default=None, pattern=SLURM_WORD, description="features that the nodes must have")
+    exclude: str | None = Field(default=None, pattern=SLURM_WORD, description="nodes that must not be used")
     mem: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$", description="memory per node, for example 32G")
     time: int | None = Field(default=None, ge=1, description="time limit in minutes")
     nodes: int = Field(default=1, ge=1, le=4096, description="number of nodes")
