@@ -11,7 +11,7 @@ from backend.deps import Context, ContextDep, ExperimentCursor, ExperimentId, Id
 from backend.experiments.service import ExperimentService
 from backend.specs.service import read_sweep
 from nanollama.api.errors import InvalidRequest
-from nanollama.api.schemas import Experiment, ExperimentCreate, ExperimentDetail, ExperimentPage
+from nanollama.api.schemas import Experiment, ExperimentCreate, ExperimentDetail, ExperimentPage, ExperimentPatch
 from nanollama.spec.base import SpecError
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
@@ -61,6 +61,15 @@ def get_experiment(context: ContextDep, experiment_id: ExperimentId) -> Experime
     """An experiment with what was submitted and its first runs."""
     with context.database.read() as session:
         return ExperimentService(session, context.clock()).get(experiment_id)
+
+
+@router.patch("/{experiment_id}", summary="Change an experiment", responses=error_responses(404))
+def patch_experiment(context: ContextDep, experiment_id: ExperimentId, body: ExperimentPatch) -> Experiment:
+    """Change its name, tags or notes. Its runs keep their names and tags: POST /runs:tag changes those."""
+    with context.database.write() as session:
+        experiment = ExperimentService(session, context.clock()).change(experiment_id, body)
+    context.notifier.notify()
+    return experiment
 
 
 @router.post("/{experiment_id}/pause", summary="Pause an experiment", responses=error_responses(404))

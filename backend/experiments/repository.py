@@ -29,6 +29,11 @@ class ExperimentRepository:
         options = [undefer(Experiment.source)] if source else []
         return self._session.get(Experiment, experiment_id, options=options)
 
+    def lock(self, experiment_id: str) -> Experiment | None:
+        """One experiment, to be changed."""
+        query = select(Experiment).where(Experiment.id == experiment_id).with_for_update()
+        return self._session.scalars(query).one_or_none()
+
     def paused(self, experiment_ids: Collection[str]) -> set[str]:
         """Those of the experiments that are paused."""
         query = select(Experiment.id).where(Experiment.id.in_(experiment_ids), Experiment.paused_since.is_not(None))

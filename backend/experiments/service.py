@@ -14,6 +14,7 @@ from backend.ids import new_id
 from backend.queue.needs import NeedRepository
 from backend.queue.pauses import PauseRepository
 from backend.queue.service import QueueService
+from backend.runs.editing import RunEditor, search_text
 from backend.runs.repository import RunRepository
 from backend.runs.service import no_run, run_view
 from backend.specs.service import Sweep, Variation
@@ -41,6 +42,7 @@ class ExperimentService:
         self._needs = NeedRepository(session)
         self._pauses = PauseRepository(session)
         self._queue = QueueService(session, now)
+        self._editor = RunEditor(session, now)
 
     def submit(self, given: schemas.ExperimentCreate, sweep: Sweep, idempotency_key: str | None) -> schemas.Experiment:
         """Create an experiment and queue its runs.
@@ -74,6 +76,20 @@ class ExperimentService:
         row = self._experiments.get(experiment_id)
         if row is None:
             raise no_experiment(experiment_id)
+        return self._view(row)
+
+    def change(self, experiment_id: str, patch: schemas.ExperimentPatch) -> schemas.Experiment:
+        """Change name, tags and notes, where the patch has them. Raises NotFound."""
+        row = self._experiments.lock(experiment_id)
+        if row is None:
+            raise no_experiment(experiment_id)
+        if patch.tags is not None:
+            row.tags = list(dict.fromkeys(patch.tags))
+        if patch.notes is not None:
+            row.notes = patch.notes
+        if patch.name is not None and patch.name != row.name:
+            row.name = patch.name
+            self._editor.rename_experiment(experiment_id, patch.name)
         return self._view(row)
 
     def clone_of(self, run_id: str, clone: schemas.Clone) -> schemas.ExperimentCreate:
@@ -174,7 +190,6 @@ class ExperimentService:
                 continue
             run_id = new_id("r", self._now)
             name = experiment.name if lone else run.name
-            words = dict.fromkeys([experiment.name, name, run_id, *experiment.tags])
             yield {
                 "id": run_id,
                 "experiment_id": experiment.id,
@@ -182,7 +197,9 @@ class ExperimentService:
                 "name": name,
                 "params": run.params,
                 "tags": experiment.tags,
-                "search": "\n".join(words).lower(),
+                "notes": "",
+                "archived": False,
+                "search": search_text(experiment.name, name, run_id, experiment.tags),
                 "priority": given.priority,
                 "app": run.app,
                 "config": run.config,

@@ -6,20 +6,24 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, status
+from sqlalchemy.orm import Session
 
 from backend.deps import Context, ContextDep, IdempotencyKeyHeader, RunId, error_responses
 from backend.experiments.endpoints import submit_experiment
 from backend.experiments.service import ExperimentService
 from backend.queue.service import QueueService
+from backend.runs.editing import RunEditor
 from backend.runs.service import RunService, Wanted, run_view
 from nanollama.api.filters import LANGUAGE, MAX_CHARS
 from nanollama.api.schemas import (
+    Archive,
     Attempt,
     Clone,
     Event,
     Experiment,
     Prioritise,
     Resolve,
+    Retag,
     Run,
     RunDetail,
     RunPage,
@@ -129,11 +133,14 @@ def clone_run(
 
 @router.patch("/{run_id}", summary="Change a run", responses=error_responses(404))
 def patch_run(context: ContextDep, run_id: RunId, body: RunPatch) -> Run:
-    """Change the priority of a run that has not ended."""
+    """Change the priority of a run that has not ended, and tags, notes and whether lists leave it out of any."""
     with context.database.write() as session:
         RunService(session).require(run_id)
-        QueueService(session, context.clock()).prioritise([run_id], body.priority)
+        if body.priority is not None:
+            QueueService(session, context.clock()).prioritise([run_id], body.priority)
+        RunEditor(session, context.clock()).change(run_id, body)
         session.flush()
+        session.expire_all()
         run = run_view(RunService(session).require(run_id))
     context.notifier.notify()
     return run
@@ -157,12 +164,39 @@ def prioritise_runs(context: ContextDep, body: Prioritise) -> RunsChanged:
     return _change(context, body, lambda queue, ids: queue.prioritise(ids, body.priority))
 
 
+@router.post(":archive", summary="Archive runs", responses=error_responses())
+def archive_runs(context: ContextDep, body: Archive) -> RunsChanged:
+    """Have lists leave runs out unless their filter names `archived`; with `archived: false`, show them again.
+
+    Nothing is stopped and nothing is deleted.
+    """
+    return _edit(context, body, lambda editor, ids: editor.archive(ids, archived=body.archived))
+
+
+@router.post(":tag", summary="Change the tags of runs", responses=error_responses())
+def tag_runs(context: ContextDep, body: Retag) -> RunsChanged:
+    """Add tags, and remove others; the tags that are not named stay."""
+    return _edit(context, body, lambda editor, ids: editor.retag(ids, body.add, body.remove))
+
+
 def _change(
     context: Context, selection: RunSelection, change: Callable[[QueueService, list[str]], list[str]]
 ) -> RunsChanged:
+    return _selected(context, selection, lambda session, ids: change(QueueService(session, context.clock()), ids))
+
+
+def _edit(
+    context: Context, selection: RunSelection, change: Callable[[RunEditor, list[str]], list[str]]
+) -> RunsChanged:
+    return _selected(context, selection, lambda session, ids: change(RunEditor(session, context.clock()), ids))
+
+
+def _selected(
+    context: Context, selection: RunSelection, change: Callable[[Session, list[str]], list[str]]
+) -> RunsChanged:
     with context.database.write() as session:
         ids, more = RunService(session).select(selection, context.clock(), MAX_CHANGED)
-        changed = change(QueueService(session, context.clock()), ids)
+        changed = change(session, ids)
     context.notifier.notify()
     return RunsChanged(changed=changed, more=more)
 

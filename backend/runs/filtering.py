@@ -35,6 +35,7 @@ _COLUMNS: dict[str, Any] = {
     "started": Run.started_at,
     "finished": Run.finished_at,
     "state": Run.state,
+    "archived": Run.archived,
 }
 _STATISTICS = {"last": RunMetric.last, "min": RunMetric.min, "max": RunMetric.max}
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {">": gt, ">=": ge, "<": lt, "<=": le}

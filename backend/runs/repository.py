@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.sql import ColumnElement
 
 from backend.runs.filtering import Page, condition
 from backend.runs.params import add_params
-from backend.tables import Attempt, Event, ReusedRun, Run
+from backend.tables import Attempt, Event, Experiment, ReusedRun, Run
 from nanollama.api.filters import Term
 from nanollama.api.status import RunState
 
@@ -56,6 +56,21 @@ class RunRepository:
         """Runs to be changed, in a fixed order. Lock their attempts first: everyone does."""
         query = select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.id)
         return list(self._session.scalars(query.with_for_update().execution_options(populate_existing=True)))
+
+    def of_experiment(self, experiment_id: str) -> list[Run]:
+        """An experiment's own runs, locked, in a fixed order."""
+        query = select(Run).where(Run.experiment_id == experiment_id).order_by(Run.id).with_for_update()
+        return list(self._session.scalars(query))
+
+    def experiment_names(self, experiment_ids: Collection[str]) -> dict[str, str]:
+        """Names of experiments by id."""
+        query = select(Experiment.id, Experiment.name).where(Experiment.id.in_(experiment_ids))
+        return dict(self._session.execute(query).all())
+
+    def update_many(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Set columns of several runs, each row with its `id`."""
+        if rows:
+            self._session.execute(update(Run), rows)
 
     def add_params(self, experiment_id: str, configs: Sequence[tuple[str, dict[str, Any]]]) -> None:
         """Let the runs of an experiment, given by id and config, be found by what their configs say."""
@@ -162,7 +177,8 @@ class EventRepository:
 
     def add_many(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append events to the log, in order."""
-        self._session.execute(insert(Event), rows)
+        if rows:
+            self._session.execute(insert(Event), rows)
 
     def of_run(self, run_id: str) -> list[Event]:
         """Events of a run, oldest first."""

@@ -17,6 +17,9 @@ from nanollama.api.filters import Term, parse_filter, parse_order
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError
 
+UNLESS_NAMED = parse_filter("archived:false")
+"""What lists show of all runs, unless the filter names the field itself."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -99,10 +102,13 @@ class RunService:
 
 
 def _terms(text: str | None) -> list[Term]:
+    """The conditions of a filter, and those that hold unless it names their field."""
     try:
-        return list(parse_filter(text or ""))
+        terms = parse_filter(text or "")
     except SpecError as error:
         raise _unreadable(error) from None
+    named = {term.name for term in terms if term.kind in ("flag", "text")}
+    return [*terms, *(term for term in UNLESS_NAMED if term.name not in named)]
 
 
 def _unreadable(error: SpecError) -> InvalidRequest:
@@ -130,6 +136,8 @@ def run_view(row: Run) -> schemas.Run:
         retries=row.retries,
         max_interruptions=row.max_interruptions,
         tags=row.tags,
+        notes=row.notes,
+        archived=row.archived,
         config_hash=row.config_hash,
         created_at=row.created_at,
         started_at=row.started_at,

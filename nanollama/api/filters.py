@@ -8,6 +8,7 @@ is the negation of `=`, `~` means contains, in either case of ASCII letters. Fie
 
     state tag name id experiment app worker reason priority attempt step tokens    of the run
     created started finished     moments: ISO 8601, UTC unless it says otherwise, or an age: >2d is since two days ago
+    archived                     true, false or any; lists leave out what is archived unless this is named
     optim.lr, data.gssm.nodes.0.alpha, any name with dots                          of the config
     min.<metric> max.<metric> last.<metric>, or a bare <metric>, its newest value  of what was measured
 
@@ -26,8 +27,8 @@ from nanollama.api.status import RunState
 from nanollama.spec.base import Problem, SpecError, did_you_mean
 
 Op = Literal["=", "!=", ">", ">=", "<", "<=", "~"]
-Kind = Literal["word", "state", "tag", "text", "number", "time", "config", "metric"]
-Value = str | float | datetime | timedelta
+Kind = Literal["word", "state", "tag", "text", "number", "time", "flag", "config", "metric"]
+Value = str | float | datetime | timedelta | bool
 
 LANGUAGE: Final = __doc__.partition("\n")[2].strip()
 """The rules, for people."""
@@ -40,6 +41,7 @@ FIELDS: Final[dict[str, Kind]] = {
     **dict.fromkeys(("name", "id", "experiment", "app", "worker", "reason"), "text"),
     **dict.fromkeys(("priority", "attempt", "step", "tokens"), "number"),
     **dict.fromkeys(("created", "started", "finished"), "time"),
+    "archived": "flag",
 }
 """What the run itself has."""
 
@@ -51,8 +53,10 @@ _OPERATORS: Final[dict[Kind, tuple[str, ...]]] = {
     "number": ("=", "!=", *_ORDERS),
     "metric": ("=", "!=", *_ORDERS),
     "time": _ORDERS,
+    "flag": ("=",),
     "config": ("=", "!=", "~", *_ORDERS),
 }
+_FLAGS: Final[dict[str, tuple[Value, ...]]] = {"true": (True,), "false": (False,), "any": (True, False)}
 STATISTICS: Final = ("last", "min", "max")
 
 _FIELD = re.compile(r"([A-Za-z_][\w./-]*?)(>=|<=|!=|[:=><~])")
@@ -127,8 +131,9 @@ def parse_order(text: str) -> Order:
     """
     name = text.removeprefix("-")
     kind, key, statistic = _resolve(name)
-    if kind in ("tag", "config") or not re.fullmatch(r"[A-Za-z_][\w./-]{0,199}", name):
-        remedy = f"sort by {', '.join(field for field in FIELDS if field != 'tag')}, or by a metric"
+    if kind in ("tag", "flag", "config") or not re.fullmatch(r"[A-Za-z_][\w./-]{0,199}", name):
+        fields = ", ".join(field for field, kind in FIELDS.items() if kind not in ("tag", "flag"))
+        remedy = f"sort by {fields}, or by a metric"
         raise SpecError([Problem(path="sort", message=f"runs cannot be sorted by {name[:60]!r}", remedy=remedy)])
     return Order(kind, key, text.startswith("-"), statistic)
 
@@ -156,7 +161,7 @@ def _term(text: str, at: int) -> tuple[Term, int]:
     while True:
         where = at
         word, at = _value(text, at)
-        words.append(_typed(kind, name, op, word, where))
+        words += _flags(name, word, where) if kind == "flag" else [_typed(kind, name, op, word, where)]
         if len(words) > MAX_VALUES:
             raise FilterError(where, f"a term has at most {MAX_VALUES} values")
         if at == len(text) or text[at] != ",":
@@ -204,6 +209,14 @@ def _typed(kind: Kind, name: str, op: str, word: str, at: int) -> Value:
             raise FilterError(at, f"{name} is compared with a number, found {word[:60]!r}", remedy)
         return number
     return word
+
+
+def _flags(name: str, word: str, at: int) -> tuple[Value, ...]:
+    if word.lower() not in _FLAGS:
+        raise FilterError(
+            at, f"{name} is {', '.join(_FLAGS)}, found {word[:60]!r}", did_you_mean(word.lower(), list(_FLAGS))
+        )
+    return _FLAGS[word.lower()]
 
 
 def as_number(word: str) -> float | None:

@@ -77,6 +77,11 @@ class ExperimentCalls(Transport):
         """One experiment with what was submitted and its first runs; `runs(experiment=…)` pages all."""
         return self._get(f"/experiments/{segment(experiment_id)}", schemas.ExperimentDetail)
 
+    def change_experiment(self, experiment_id: str, patch: schemas.ExperimentPatch) -> schemas.Experiment:
+        """Change name, tags or notes of an experiment."""
+        path = f"/experiments/{segment(experiment_id)}"
+        return parse_reply(self._call("PATCH", path, body=patch, idempotent=True), schemas.Experiment)
+
     def pause(self, experiment_id: str) -> schemas.Experiment:
         """Lease none of an experiment's runs until it is resumed."""
         path = f"/experiments/{segment(experiment_id)}/pause"

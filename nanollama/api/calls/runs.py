@@ -84,8 +84,11 @@ class RunCalls(Transport):
 
     def prioritise(self, run_id: str, priority: int) -> schemas.Run:
         """Change the priority of a run that has not ended."""
-        body = schemas.RunPatch(priority=priority)
-        return parse_reply(self._call("PATCH", f"/runs/{segment(run_id)}", body=body, idempotent=True), schemas.Run)
+        return self.change_run(run_id, schemas.RunPatch(priority=priority))
+
+    def change_run(self, run_id: str, patch: schemas.RunPatch) -> schemas.Run:
+        """Change priority, tags or notes of a run, or archive it."""
+        return parse_reply(self._call("PATCH", f"/runs/{segment(run_id)}", body=patch, idempotent=True), schemas.Run)
 
     def cancel_runs(self, selection: schemas.RunSelection) -> schemas.RunsChanged:
         """Ask several runs to stop; those that have ended are passed over."""
@@ -98,6 +101,14 @@ class RunCalls(Transport):
     def prioritise_runs(self, selection: schemas.Prioritise) -> schemas.RunsChanged:
         """Change the priority of several runs; those that have ended are passed over."""
         return parse_reply(self._call("POST", "/runs:prioritise", body=selection, idempotent=True), schemas.RunsChanged)
+
+    def archive_runs(self, selection: schemas.Archive) -> schemas.RunsChanged:
+        """Have lists leave several runs out, or show them again; those that are so already are passed over."""
+        return parse_reply(self._call("POST", "/runs:archive", body=selection, idempotent=True), schemas.RunsChanged)
+
+    def tag_runs(self, selection: schemas.Retag) -> schemas.RunsChanged:
+        """Add tags to several runs, or remove some. Raises InvalidRequest when one would have too many."""
+        return parse_reply(self._call("POST", "/runs:tag", body=selection, idempotent=True), schemas.RunsChanged)
 
     def attempts(self, run_id: str) -> list[schemas.Attempt]:
         """The attempts of a run, oldest first."""

@@ -2,7 +2,14 @@
 
 from nanollama.api.schemas.base import ErrorBody, Label, Number, Numbers, Request, Response
 from nanollama.api.schemas.checkpoints import Checkpoint, CheckpointFile
-from nanollama.api.schemas.experiments import SHOWN_RUNS, Experiment, ExperimentCreate, ExperimentDetail, ExperimentPage
+from nanollama.api.schemas.experiments import (
+    SHOWN_RUNS,
+    Experiment,
+    ExperimentCreate,
+    ExperimentDetail,
+    ExperimentPage,
+    ExperimentPatch,
+)
 from nanollama.api.schemas.metrics import (
     MAX_POINTS,
     MAX_RUNS,
@@ -17,12 +24,15 @@ from nanollama.api.schemas.metrics import (
 from nanollama.api.schemas.needs import Budgets, Resources
 from nanollama.api.schemas.queue import Queue, QueueEntry, Waiting
 from nanollama.api.schemas.runs import (
+    MAX_TAGS,
+    Archive,
     Attempt,
     Clone,
     Event,
     Prioritise,
     Progress,
     Resolve,
+    Retag,
     Run,
     RunDetail,
     RunPage,
@@ -49,7 +59,9 @@ from nanollama.api.schemas.workers import (
 __all__ = [
     "MAX_POINTS",
     "MAX_RUNS",
+    "MAX_TAGS",
     "SHOWN_RUNS",
+    "Archive",
     "Attempt",
     "Budgets",
     "Checkpoint",
@@ -61,6 +73,7 @@ __all__ = [
     "ExperimentCreate",
     "ExperimentDetail",
     "ExperimentPage",
+    "ExperimentPatch",
     "Health",
     "Held",
     "Label",
@@ -81,6 +94,7 @@ __all__ = [
     "Resolve",
     "Resources",
     "Response",
+    "Retag",
     "Run",
     "RunDetail",
     "RunPage",

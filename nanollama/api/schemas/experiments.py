@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from nanollama.api.schemas.base import Label, Response
+from nanollama.api.schemas.base import Label, Request, Response
 from nanollama.api.schemas.needs import Budgets, Resources
-from nanollama.api.schemas.runs import Run
+from nanollama.api.schemas.runs import MAX_TAGS, Notes, Run, Tag
 from nanollama.api.schemas.specs import SpecInput
 from nanollama.api.status import RunState
 from nanollama.spec.base import Note
@@ -23,11 +23,27 @@ class ExperimentCreate(SpecInput, Budgets):
     """
 
     name: Label | None = Field(default=None, max_length=200)
-    notes: str = Field(default="", max_length=10_000)
-    tags: list[Annotated[Label, Field(max_length=64)]] = Field(default=[], max_length=32)
+    notes: Notes = ""
+    tags: list[Tag] = Field(default=[], max_length=MAX_TAGS)
     priority: int = Field(default=0, ge=-100, le=100, description="higher first")
     resources: Resources = Resources()
     reuse: Literal["never", "ask", "always"] = "never"
+
+
+class ExperimentPatch(Request):
+    """What can be changed of an experiment; what is absent, or null, stays. At least one must be given."""
+
+    name: Label | None = Field(default=None, max_length=200, description="its runs keep their own")
+    tags: list[Tag] | None = Field(
+        default=None, max_length=MAX_TAGS, description="in place of those that it has; its runs keep their own"
+    )
+    notes: Notes | None = None
+
+    @model_validator(mode="after")
+    def _any(self) -> ExperimentPatch:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
 
 
 SHOWN_RUNS = 20

@@ -11,6 +11,10 @@ from nanollama.api.schemas.base import Label, Number, Request, Response
 from nanollama.api.schemas.needs import Budgets, Resources
 from nanollama.api.status import AttemptState, RunState
 
+Tag = Annotated[Label, Field(max_length=64)]
+MAX_TAGS = 32
+Notes = Annotated[str, Field(max_length=10_000)]
+
 
 class Clone(Budgets):
     """A new experiment from a run's config. What is absent is as it was."""
@@ -19,17 +23,28 @@ class Clone(Budgets):
         default={}, description="values by dotted key; `grid` makes a sweep", examples=[{"optim.lr": 1e-3}]
     )
     name: Label | None = Field(default=None, max_length=200)
-    notes: str = Field(default="", max_length=10_000)
-    tags: list[Annotated[Label, Field(max_length=64)]] | None = Field(default=None, max_length=32)
+    notes: Notes = ""
+    tags: list[Tag] | None = Field(default=None, max_length=MAX_TAGS)
     priority: int | None = Field(default=None, ge=-100, le=100)
     resources: Resources | None = None
     reuse: Literal["never", "ask", "always"] = "never"
 
 
 class RunPatch(Request):
-    """What can be changed of a run that has not ended."""
+    """What can be changed of a run; what is absent, or null, stays. At least one must be given."""
 
-    priority: int = Field(ge=-100, le=100, description="counts while it is queued, and for its later attempts")
+    priority: int | None = Field(
+        default=None, ge=-100, le=100, description="counts while it is queued, and for its later attempts"
+    )
+    tags: list[Tag] | None = Field(default=None, max_length=MAX_TAGS, description="in place of those that it has")
+    notes: Notes | None = None
+    archived: bool | None = Field(default=None, description="lists leave it out; it goes on all the same")
+
+    @model_validator(mode="after")
+    def _any(self) -> RunPatch:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
 
 
 class RunSelection(Request):
@@ -50,6 +65,28 @@ class Prioritise(RunSelection):
     """A priority for several runs."""
 
     priority: int = Field(ge=-100, le=100)
+
+
+class Archive(RunSelection):
+    """Runs to be archived, or to be taken back from there."""
+
+    archived: bool = True
+
+
+class Retag(RunSelection):
+    """Tags that several runs get or lose; the others stay."""
+
+    add: list[Tag] = Field(default=[], max_length=MAX_TAGS)
+    remove: list[Tag] = Field(default=[], max_length=MAX_TAGS)
+
+    @model_validator(mode="after")
+    def _any(self) -> Retag:
+        if not (self.add or self.remove):
+            raise ValueError("give tags to `add`, to `remove`, or both")
+        both = sorted(set(self.add) & set(self.remove))
+        if both:
+            raise ValueError(f"{both[0]!r} cannot be added and removed at once")
+        return self
 
 
 class RunsChanged(Response):
@@ -88,6 +125,8 @@ class Run(Response):
     retries: int = 0
     max_interruptions: int | None = None
     tags: list[str]
+    notes: str = ""
+    archived: bool = Field(default=False, description="left out of lists whose filter does not name `archived`")
     config_hash: str
     created_at: datetime
     started_at: datetime | None = None
@@ -138,7 +177,7 @@ class Event(Response):
     attempt: int | None
     kind: str = Field(
         description="transition, cancel_requested, reopened, prioritised, adopted, redelivered, unknown, found, "
-        "resolved, or a kind of EventLine; "
+        "resolved, edited, archived, unarchived, or a kind of EventLine; "
         "a transition without attempt is the run's own"
     )
     at: datetime
