@@ -9,7 +9,13 @@ from typing import Any, Literal
 from dashboard.wording import number
 from nanollama.api.schemas import Series
 
-XKind = Literal["step", "tokens"]
+XKind = Literal["step", "tokens", "flops", "time"]
+AXIS_TITLES: dict[str, str] = {
+    "step": "step",
+    "tokens": "training tokens",
+    "flops": "floating-point operations",
+    "time": "seconds since the start",
+}
 DASHED = "6px,4px"
 LABEL_MARGIN = 104  # pixels right of the axes, for the labels at the ends of the lines
 
@@ -30,6 +36,8 @@ class Axis:
 
     def of(self, series: Series) -> list[float]:
         """The positions of a series' points."""
+        if self.kind in ("flops", "time"):
+            return list(series.x or [])
         return [float(v) for v in (series.step if self.kind == "step" else series.tokens)]
 
 
@@ -50,7 +58,7 @@ def frame(axis: Axis, *, height: int, y_title: str) -> dict[str, Any]:
     def title(text: str) -> dict[str, Any]:
         return {"text": text, "font": {"color": "@muted", "size": 12}, "standoff": 8}
 
-    x: dict[str, Any] = {**lines, "title": title("training tokens" if axis.kind == "tokens" else "step")}
+    x: dict[str, Any] = {**lines, "title": title(AXIS_TITLES[axis.kind])}
     x["hoverformat"] = ",d"
     x["unifiedhovertitle"] = {"text": f"{axis.kind} %{{x:,d}}"}
     if axis.log:
