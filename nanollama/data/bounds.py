@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ def entropy(
     memory_budget: int = MEMORY_BUDGET,
     max_operations: int = MAX_OPERATIONS,
     threads: int | None = None,
+    after_batch: Callable[[Estimate], bool] | None = None,
 ) -> Entropy:
     """Entropy in nats per token of sequences of `seq_len` tokens, the first of which is given.
 
@@ -116,6 +118,7 @@ def entropy(
         memory_budget: of the filter, in bytes.
         max_operations: of the filter.
         threads: of the filter; None for as many as the process may use.
+        after_batch: is told the estimate so far once at least two sequences are scored; True ends it there.
 
     Raises:
         SpecError: a graph that cannot be scored exactly.
@@ -133,19 +136,21 @@ def entropy(
             kernels, dtype=dtype, memory_budget=memory_budget, max_operations=max_operations, threads=threads
         )
     sampler = Sampler(kernels, seed, split)
-    means, total, squares = [], np.zeros(seq_len - 1), np.zeros(seq_len - 1)
+    means, total, squares = np.empty(0), np.zeros(seq_len - 1), np.zeros(seq_len - 1)
     shift = np.zeros(seq_len - 1)  # the first batch's means: squares of what is left do not cancel
     for start in range(0, num_sequences, batch_size):
         tokens = sampler.sample(range(start, min(start + batch_size, num_sequences)), seq_len)
         scores = 0 - model.log_likelihood(tokens)  # what is certain costs 0, not -0
         if start == 0:
             shift = scores.mean(axis=0)
-        means.append(scores.mean(axis=1))
+        means = np.concatenate([means, scores.mean(axis=1)])
         total += (scores - shift).sum(axis=0)
         squares += ((scores - shift) ** 2).sum(axis=0)
-    estimate = Estimate.of(np.concatenate(means) if means else np.empty(0))
-    variance = np.maximum(squares - total**2 / num_sequences, 0) / (num_sequences - 1)
-    by_position = ByPosition(mean=shift + total / num_sequences, stderr=np.sqrt(variance / num_sequences))
+        if after_batch is not None and len(means) >= 2 and after_batch(Estimate.of(means)):
+            break
+    estimate, count = Estimate.of(means), len(means)
+    variance = np.maximum(squares - total**2 / count, 0) / (count - 1)
+    by_position = ByPosition(mean=shift + total / count, stderr=np.sqrt(variance / count))
     method = "closed form" if closed else "forward filter"
     return Entropy(estimate, by_position, method=method, seconds=time.monotonic() - began)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,7 @@ MAX_LENGTH = 2**16
 """Tokens of a sequence: what the counts of an urn can hold."""
 
 _LOWER, _UPPER, _LINEAGE, _UNFLOORED = range(4)  # what random numbers are for
+_BATCH_OF_A_THREAD = 4  # sequences between two calls of `after_batch`
 _PILOT_SEQUENCES = 16
 _PILOT_SEED = 1  # the effort is chosen with other random numbers than the result
 _LEAST_PARTICLES = 250
@@ -235,6 +236,7 @@ def entropy(
     max_seconds: float = 2.0,
     threads: int | None = None,
     memory_budget: int = MEMORY_BUDGET,
+    after_batch: Callable[[ContextEntropy], bool] | None = None,
 ) -> ContextEntropy:
     """Bounds of the entropy of sequences of `seq_len` tokens, the first of which is given; exact where a formula is.
 
@@ -250,6 +252,7 @@ def entropy(
         max_seconds: limit of the time that one core takes for one sequence; the gap may then stay above the wanted.
         threads: sequences at a time.
         memory_budget: limit in bytes.
+        after_batch: is told the bounds so far, every few sequences; True ends it there. It changes no figure.
 
     Raises:
         SpecError: a graph without context mode, or one that is too large.
@@ -262,17 +265,30 @@ def entropy(
     if closed_form_applies(kernels.spec):
         exact = ClosedForm(kernels).log_likelihood(sampler.sample(range(num_sequences), seq_len)).sum(axis=1)
         return _summary(exact, exact, seq_len, 0, began, CLOSED_FORM)
-    indices = range(num_sequences)
-    tokens, truths = sampler.sample(indices, seq_len), true_draws(sampler, indices, seq_len)
     if particles is None:
-        first = min(_PILOT_SEQUENCES, num_sequences)
-        particles = _effort(kernels, tokens[:first], truths[:first], seed, gap, max_seconds, memory_budget)
-    found = two_sided(
-        kernels, tokens, truths, particles=particles, seed=seed, threads=threads, memory_budget=memory_budget
-    )
-    assert found.upper is not None
+        first = range(min(_PILOT_SEQUENCES, num_sequences))
+        tokens, truths = sampler.sample(first, seq_len), true_draws(sampler, first, seq_len)
+        particles = _effort(kernels, tokens, truths, seed, gap, max_seconds, memory_budget)
     method = f"bidirectional sequential Monte Carlo, {particles:,} particles, kernels integrated out where conjugate"
-    return _summary(found.lower, found.upper, seq_len, particles, began, method)
+    lower, upper = np.empty(0), np.empty(0)
+    size = num_sequences if after_batch is None else max(2, _BATCH_OF_A_THREAD * (threads or default_threads()))
+    for start in range(0, num_sequences, size):
+        indices = range(start, min(start + size, num_sequences))
+        found = two_sided(
+            kernels,
+            sampler.sample(indices, seq_len),
+            true_draws(sampler, indices, seq_len),
+            particles=particles,
+            seed=seed,
+            indices=indices,
+            threads=threads,
+            memory_budget=memory_budget,
+        )
+        assert found.upper is not None
+        lower, upper = np.concatenate([lower, found.lower]), np.concatenate([upper, found.upper])
+        if after_batch is not None and after_batch(_summary(lower, upper, seq_len, particles, began, method)):
+            break
+    return _summary(lower, upper, seq_len, particles, began, method)
 
 
 def explain(kernels: Kernels, particles: int = PARTICLES) -> str:

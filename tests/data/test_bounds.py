@@ -65,6 +65,23 @@ def test_entropy_does_not_depend_on_the_batch():
     np.testing.assert_allclose(a.by_position.stderr, b.by_position.stderr, rtol=1e-9)
 
 
+def test_entropy_can_be_followed_and_ended_between_two_batches():
+    kernels = draw_kernels(chain(), 5)
+    told = []
+
+    def enough(estimate: Estimate) -> bool:
+        told.append(estimate.num_sequences)
+        return estimate.num_sequences >= 20
+
+    found = entropy(kernels, 8, 50, batch_size=7, after_batch=enough)
+    assert told == [7, 14, 21]
+    whole = entropy(kernels, 8, 21)
+    assert found.num_sequences == 21
+    assert (found.mean, found.stderr) == pytest.approx((whole.mean, whole.stderr), rel=1e-12)
+    np.testing.assert_allclose(found.by_position.mean, whole.by_position.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.by_position.stderr, whole.by_position.stderr, rtol=1e-9)
+
+
 def test_errors_by_position_are_those_of_the_scores():
     kernels = draw_kernels(chain(), 5)
     scores = Scorer(kernels).nll_by_position(torch.from_numpy(Sampler(kernels, 0, "entropy").sample(range(40), 9)))

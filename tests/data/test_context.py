@@ -391,6 +391,20 @@ def test_entropy_lies_between_its_bounds():
     assert "nats a sequence" in str(found)
 
 
+def test_bounds_can_be_followed_and_ended_between_two_batches():
+    kernels = hmm(0.5)
+    told = []
+
+    def enough(bounds: context.ContextEntropy) -> bool:
+        told.append(bounds.num_sequences)
+        return bounds.num_sequences >= 7
+
+    found = entropy(kernels, LENGTH, 30, particles=50, threads=1, after_batch=enough)
+    whole = entropy(kernels, LENGTH, 8, particles=50)
+    assert told == [4, 8]
+    assert (found.lower, found.upper, found.gap_stderr) == (whole.lower, whole.upper, whole.gap_stderr)
+
+
 def test_effort_grows_until_the_gap_is_small_or_the_time_is_up():
     kernels = hmm(0.3)
     loose, close = (entropy(kernels, 65, 8, gap=gap, max_seconds=5.0) for gap in (100.0, 0.3))
