@@ -1,4 +1,4 @@
-"""`python -m backend serve`, `migrate` and `token`."""
+"""`python -m backend serve`, `migrate`, `check`, `token`, `backup`, `restore` and `copy`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from backend.auth.service import TokenService
 from backend.database import Database
 from backend.deps import utc_now
 from backend.migrate import current_revision, head_revision, migrate
+from backend.operations import command as database_command
+from backend.operations.backup import BackupError
 from backend.server import Server, bind
 from backend.settings import DEFAULT_DATABASE_URL, Settings, SettingsError, load_settings
 
@@ -31,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(
             os.environ,
-            database_url=given.database_url,
-            log_level=given.log_level,
+            database_url=getattr(given, "database_url", None),
+            log_level=getattr(given, "log_level", None),
             host=getattr(given, "host", None),
             port=getattr(given, "port", None),
             tokens=getattr(given, "tokens", None),
@@ -41,10 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
         if given.command == "migrate":
             return _migrate(settings)
+        if given.command == "check":
+            return _check(settings)
         if given.command == "token":
             return _token(settings, given)
+        if given.command in database_command.COMMANDS:
+            return _whole(settings, given)
         return _serve(settings, migrate_first=given.migrate)
-    except SettingsError as error:
+    except (SettingsError, BackupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
 
@@ -68,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--migrate", action="store_true", help="bring the database to the newest schema first")
     commands.add_parser("migrate", parents=[common], help="bring the database to the newest schema")
+    commands.add_parser("check", parents=[common], help="whether the database answers and has the newest schema")
     token_command.add_parser(commands, common)
+    database_command.add_parsers(commands, common)
     return parser
 
 
@@ -82,6 +90,19 @@ def _migrate(settings: Settings) -> int:
         database.dispose()
     print(f"{database.url} is at {head_revision()}", flush=True)
     return 0
+
+
+def _check(settings: Settings) -> int:
+    _check_schema(settings, migrate_first=False)
+    print(f"{Database(settings.database_url).url} is at {head_revision()}")
+    return 0
+
+
+def _whole(settings: Settings, given: argparse.Namespace) -> int:
+    try:
+        return database_command.run(settings.database_url, given)
+    except (SQLAlchemyError, CommandError, OSError) as error:
+        raise _unusable(Database(settings.database_url), error) from None
 
 
 def _token(settings: Settings, given: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from nanollama.api import schemas
 from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
+from nanollama.commands.database import app as database_commands
 from nanollama.commands.graph import write_graph
 from nanollama.commands.import_config import describe, import_config
 from nanollama.commands.token import app as token_commands
@@ -36,14 +36,13 @@ from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import expand
 from nanollama.spec.load import read_document
 from nanollama.spec.paths import absolute_paths
-from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError, home_database
+from nanollama.stack import API_PORT, PAGE_PORT, Stack, StackError
 
 POLL_SECONDS = 0.5
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
-db = typer.Typer(no_args_is_help=True, help="The service's database.")
-app.add_typer(db, name="db")
+app.add_typer(database_commands, name="db")
 app.add_typer(token_commands, name="token")
 out = Console()
 
@@ -366,14 +365,6 @@ def workers(url: Url, as_json: AsJson = False) -> None:
         condition = "away" if not w.alive else "draining" if w.draining else "alive"
         table.add_row(escape(w.name), escape(w.host), w.executor, f"{w.busy}/{w.slots}", condition)
     out.print(table)
-
-
-@db.command()
-def upgrade(home: Home = HOME, database_url: DatabaseUrl = None) -> None:
-    """Bring the database to the newest schema; makes it when there is none."""
-    target = database_url or home_database(home)
-    command = [sys.executable, "-m", "backend", "migrate", "--database-url", target]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
 @app.command()
