@@ -26,7 +26,9 @@ from worker.shipping import Shipper
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.25
+SAME_SECONDS = 60.0
+"""The least time between two reports that only tell another reason for a wait."""
+
 _REASON_CHARS = 4000
 _PATIENCE_SECONDS = 10.0
 
@@ -77,6 +79,10 @@ class Job:
         self._detached = self._lost = self._reported = self._done = self._hurry = False
         self._outcome: Outcome | None = None
         self._stuck_since: float | None = None  # since when its directory cannot be used
+        self._unknown: str | None = None  # why nobody knows what became of it
+        self._said_unknown: str | None = None  # the same, as the service was told
+        self._waiting: str | None = None  # why it waits, as the service was told
+        self._next_waiting = 0.0
         self._silent = False  # given up before anything could write: there is nothing to ship
         self._escalation: list[tuple[float, Callable[[], None]]] | None = None
         self._backoff = Backoff()
@@ -166,7 +172,7 @@ class Job:
         if self._done:
             return 0.0
         until_talk = max(0.0, self._next_talk - self._clock())
-        return until_talk if self._outcome is not None else min(TICK_SECONDS, until_talk)
+        return until_talk if self._outcome is not None else min(self._executor.look_seconds, until_talk)
 
     def _advance(self) -> None:
         """Look, and do what follows from it."""
@@ -177,12 +183,17 @@ class Job:
                 raise  # it may be running, only out of sight
             self._bear(error)
             return
-        if status.phase is Phase.ABSENT:
+        self._unknown = status.reason or "it is not to be found" if status.phase is Phase.UNKNOWN else None
+        if status.phase is Phase.UNKNOWN:
+            self._announce_running()
+        elif status.phase is Phase.ABSENT:
             self._begin()
         elif status.phase is Phase.FAILED_TO_START:
             self._give_up(judge(self.attempt.directory, status, None))
-        elif status.phase in (Phase.STARTING, Phase.RUNNING):
-            if status.phase is Phase.RUNNING:
+        elif status.phase in (Phase.SUBMITTED, Phase.STARTING, Phase.RUNNING):
+            if status.phase is Phase.SUBMITTED:
+                self._announce_submitted(status.reason)
+            elif status.phase is Phase.RUNNING:
                 self._announce_running()
             if self._record.ending is not None:
                 self._escalate(status)
@@ -239,7 +250,7 @@ class Job:
     def _conclude(self, status: Status) -> None:
         if status.phase is Phase.VANISHED:
             self._executor.kill(self.attempt)  # its supervisor is gone, but what it supervised may not be
-        elif status.phase is Phase.ENDED:
+        elif status.phase in (Phase.ENDED, Phase.JUDGED):
             self._announce_running()
         self._set_outcome(judge(self.attempt.directory, status, self._record.ending))
 
@@ -259,7 +270,7 @@ class Job:
         """Take every step that is due: ask, tell, kill."""
         with self._lock:
             if self._escalation is None:
-                if status.phase is Phase.STARTING and self._executor.forbid(self.attempt, self._forbidder):
+                if status.phase is not Phase.RUNNING and self._executor.forbid(self.attempt, self._forbidder):
                     return
                 self._escalation = self._plan_ending()
             now = self._clock()
@@ -288,6 +299,10 @@ class Job:
         drained = False
         try:
             self._send_reports()
+            if self._unknown != self._said_unknown:
+                epoch = self._record.lease.epoch
+                self._client.report_unknown(self.attempt.id, epoch=epoch, reason=self._unknown)
+                self._said_unknown = self._unknown
             drained = self._reported or self._silent or self._shipper.ship(final=self._outcome is not None)
             if drained and self._outcome is not None and not self._reported:
                 self._intend_outcome(self._outcome)
@@ -301,16 +316,30 @@ class Job:
             self._next_talk = self._clock() + self._backoff.next()
         else:
             self._backoff.reset()
-            self._next_talk = self._clock() + (self._pace.upload_seconds if drained else 0.0)
+            pause = max(self._pace.upload_seconds, self._executor.look_seconds)
+            self._next_talk = self._clock() + (pause if drained else 0.0)
 
     def _put(self, name: str, offset: int, data: bytes) -> int:
         lease = self._record.lease
         return self._client.put_stream(lease.attempt_id, name, epoch=lease.epoch, offset=offset, data=data).length
 
     def _announce_running(self) -> None:
-        if self._record.state is AttemptState.LEASED and not self._journal.pending(self._record):
+        if self._record.state in (AttemptState.LEASED, AttemptState.SUBMITTED) and not self._has_reports():
             directory = self.attempt.directory
             self._intend(to=AttemptState.RUNNING, attempt_dir=str(directory), provenance=_provenance(directory))
+
+    def _announce_submitted(self, reason: str | None) -> None:
+        """Tell that it waits for a scheduler, and now and then another reason for it."""
+        if reason is not None:
+            reason = reason[:_REASON_CHARS]
+        first = self._record.state is AttemptState.LEASED
+        again = self._record.state is AttemptState.SUBMITTED and reason != self._waiting
+        if (first or (again and self._clock() >= self._next_waiting)) and not self._has_reports():
+            self._intend(to=AttemptState.SUBMITTED, reason=reason, attempt_dir=str(self.attempt.directory))
+            self._waiting, self._next_waiting = reason, self._clock() + SAME_SECONDS
+
+    def _has_reports(self) -> bool:
+        return bool(self._journal.pending(self._record))
 
     def _intend_outcome(self, outcome: Outcome) -> None:
         reason = outcome.reason[:_REASON_CHARS] if outcome.reason else None

@@ -7,19 +7,21 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from nanollama.api.client import Client
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
-from worker import journal
 from worker.daemon import Daemon
 from worker.executors.base import Executor
 from worker.executors.local import LocalExecutor
-from worker.settings import Settings, read_settings
+from worker.journal import FILE, Journal
+from worker.settings import Settings, read_settings, read_token
 
 LOCK = "worker.lock"
+
+MakeExecutor = Callable[[Settings, Journal], Executor]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -28,25 +30,44 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         SpecError: settings that cannot be used, or a home that another worker uses.
     """
-    settings = read_settings(arguments)
-    return work(settings, LocalExecutor(grace=settings.grace))
+    return work(read_settings(arguments), make_executor)
 
 
-def work(settings: Settings, executor: Executor) -> int:
-    """Work until told to stop; returns the exit code.
+def make_executor(settings: Settings, _memory: Journal) -> Executor:
+    """The executor that the settings name.
 
     Raises:
-        SpecError: a home that another worker uses.
+        SpecError: it cannot be used here.
+    """
+    if settings.executor == "slurm":
+        problem = Problem(path="--executor", message="this version runs no jobs on Slurm", remedy="use local")
+        raise SpecError([problem])
+    return LocalExecutor(grace=settings.grace)
+
+
+def work(settings: Settings, make: MakeExecutor) -> int:
+    """Work until told to stop; returns the exit code.
+
+    Args:
+        settings: what it was told.
+        make: makes the executor; it may keep what has to survive in the journal.
+
+    Raises:
+        SpecError: a home that another worker uses, or an executor that cannot be used here.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO, stream=sys.stderr)
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with (
         _home_locked(settings),
-        contextlib.closing(journal.Journal(settings.home / journal.FILE)) as memory,
-        Client(settings.url, retries=0) as client,  # the daemon and its jobs have pauses of their own
+        contextlib.closing(Journal(settings.home / FILE)) as memory,
+        Client(settings.url, token=_token(settings), retries=0) as client,  # the daemon has pauses of its own
     ):
-        return Daemon(settings, journal=memory, client=client, executor=executor).run()
+        return Daemon(settings, journal=memory, client=client, executor=make(settings, memory)).run()
+
+
+def _token(settings: Settings) -> str | None:
+    return None if settings.token_file is None else read_token(settings.token_file)
 
 
 @contextlib.contextmanager

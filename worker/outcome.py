@@ -51,10 +51,15 @@ def judge(directory: Path, status: Status, ending: Ending | None) -> Outcome:
             return Outcome(AttemptState.CANCELLED, "cancelled before it started")
         return Outcome(AttemptState.VOID, "it was forbidden to start")
     if status.phase is Phase.FAILED_TO_START:
+        if status.verdict is not None:
+            return Outcome(status.verdict, status.reason)
         return Outcome(AttemptState.FAILED, _join(status.reason, log_reason(directory)))
     stopped = _read_stopped(directory)
     if status.phase is Phase.VANISHED:
         return _ended_by_us(ending) or Outcome(AttemptState.INTERRUPTED, status.reason)
+    if status.phase is Phase.JUDGED:
+        assert status.verdict is not None
+        return _ended_by_us(ending) or Outcome(status.verdict, status.reason)
     assert status.phase is Phase.ENDED
     assert status.exit is not None
     code = stopped.exit_code if stopped is not None else _shell_code(status.exit)

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.base import Spec
 from nanollama.spec.rundir import (
     EXIT_INTERRUPTED,
     RESULT,
@@ -31,7 +31,7 @@ from worker.main import work
 from worker.settings import read_settings
 
 
-def command(attempt: Attempt, _spec: ExperimentSpec) -> list[str]:
+def command(attempt: Attempt, _spec: Spec) -> list[str]:
     """This file's program for an attempt."""
     return [sys.executable, "-m", "tests.support.tiny_worker", "--train", str(attempt.directory)]
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "--train":
         return train(Path(arguments[1]))
     settings = read_settings(arguments)
-    return work(settings, LocalExecutor(grace=settings.grace, command=command))
+    return work(settings, lambda settings, _memory: LocalExecutor(grace=settings.grace, command=command))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import Exit
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -45,12 +46,15 @@ class Phase(Enum):
     """How far the execution of an attempt has come, by the evidence in its directory."""
 
     ABSENT = "absent"  # nothing was started, or of what was started nothing is left and no code can have run
+    SUBMITTED = "submitted"  # it waits for a scheduler, with `reason`
     STARTING = "starting"
     RUNNING = "running"
     ENDED = "ended"  # with `exit`; nothing executes any more
     VANISHED = "vanished"  # it was started, is not there any more, and left no account of its end
     FORBIDDEN = "forbidden"  # the claim was taken so that no code will ever run
-    FAILED_TO_START = "failed_to_start"  # no code has run
+    FAILED_TO_START = "failed_to_start"  # no code has run; it counts as `verdict`, or else as failed
+    JUDGED = "judged"  # nothing executes any more, and a scheduler's word on it is `verdict`
+    UNKNOWN = "unknown"  # it has run, is not to be found, and left no account: a person has to say what became of it
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Status:
     exit: Exit | None = None
     forbidder: Forbidder | None = None
     reason: str | None = None
+    verdict: AttemptState | None = None
 
 
 class Executor(Protocol):
@@ -69,6 +74,10 @@ class Executor(Protocol):
     @property
     def kind(self) -> ExecutorKind:
         """The name of the executor on the wire."""
+
+    @property
+    def look_seconds(self) -> float:
+        """How long to wait between two looks at an attempt that goes on."""
 
     def start(self, attempt: Attempt) -> None:
         """Start the attempt; however often it is called, code runs once.

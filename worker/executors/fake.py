@@ -33,6 +33,11 @@ class FakeExecutor:
         """The name of the executor on the wire."""
         return "fake"
 
+    @property
+    def look_seconds(self) -> float:
+        """Between two looks: what is looked at is cheap, and somebody waits for it."""
+        return 0.25
+
     def start(self, attempt: Attempt) -> None:
         """The run begins at once.
 

@@ -48,6 +48,11 @@ class LocalExecutor:
         """The name of the executor on the wire."""
         return "local"
 
+    @property
+    def look_seconds(self) -> float:
+        """Between two looks: what is looked at is cheap, and somebody waits for it."""
+        return 0.25
+
     def start(self, attempt: Attempt) -> None:
         """Start a supervisor; it does nothing when the attempt has been claimed.
 

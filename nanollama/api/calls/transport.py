@@ -73,6 +73,10 @@ class Transport:
         """Close the connections."""
         self._http.close()
 
+    def use_token(self, token: str) -> None:
+        """Send another access token from now on. Raises SpecError for one that cannot be sent."""
+        self._http.headers.update(_authorization(token))
+
     def _get(self, path: str, model: type[ModelT], **params: Any) -> ModelT:
         given = {key: value for key, value in params.items() if value is not None}
         return parse_reply(self._call("GET", path, params=given), model)
