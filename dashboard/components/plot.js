@@ -72,6 +72,7 @@ function listen(root) {
 export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
   const root = parentElement.querySelector(".n2n-plot");
   root.said = { listen: data.listen, range: data.figure.layout.xaxis?.range, setStateValue, setTriggerValue };
+  root.dataset.name = data.name;
   root.setAttribute("role", "figure");
   root.setAttribute("aria-label", data.alt);
   root.style.height = `${data.figure.layout.height}px`;
@@ -79,8 +80,9 @@ export default function ({ data, parentElement, setStateValue, setTriggerValue }
     const Plotly = await plotly();
     if (!root.isConnected || !root.offsetWidth) return;
     const tokens = resolver(root.parentElement);
-    const figure = fit(tokens.walk(data.figure, ""), root.offsetWidth);
+    const figure = arrange(fit(tokens.walk(data.figure, ""), root.offsetWidth), root.offsetWidth, root.hiddenLines);
     tokens.done();
+    root.style.height = `${figure.layout.height}px`;
     figure.layout.font.family = getComputedStyle(root).fontFamily;
     figure.layout.width = root.offsetWidth;
     await Plotly.react(root, figure.data, figure.layout, {
@@ -89,8 +91,10 @@ export default function ({ data, parentElement, setStateValue, setTriggerValue }
       modeBarButtonsToRemove: ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg", filename: data.name },
     });
-    if (!root.heard) listen(root);
+    await placeEnds(root);
+    if (!root.heard) { listen(root); followEnds(root); }
   };
+  root.onPaper = (width) => onPaper(root, data, width);
   root.observer ??= (() => {
     let width = root.offsetWidth;
     const observer = new ResizeObserver(() => {

@@ -11,10 +11,11 @@ import streamlit as st
 
 from dashboard.charts.curves import Chart
 
+_HERE = Path(__file__)
 _mount = st.components.v2.component(
     "n2n_plot",
     html='<div class="n2n-plot" style="width:100%"></div>',
-    js=Path(__file__).with_name("plot.js").read_text(encoding="utf-8"),
+    js="\n".join(_HERE.with_name(name).read_text(encoding="utf-8") for name in ("ends.js", "plot.js")),
     isolate_styles=False,
 )
 

@@ -24,11 +24,23 @@ function spark(points, text) {
   return svg;
 }
 
+function stroke(color, dash) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("viewBox", "0 0 26 8");
+  svg.setAttribute("class", "stroke");
+  const line = document.createElementNS(SVG, "line");
+  Object.entries({ x1: 1, x2: 25, y1: 4, y2: 4, "stroke-dasharray": dash === "solid" ? "none" : dash })
+    .forEach(([name, value]) => line.setAttribute(name, value));
+  line.style.stroke = color;
+  svg.append(line);
+  return hidden(svg);
+}
+
 function write(cell, column, value) {
   const stamp = JSON.stringify(value ?? {});
   if (cell.stamp === stamp || cell.editing) return;
   cell.stamp = stamp;
-  const { text = "", title = "", tone = "", glyph = "", bar = null, href = "", chips = [], act = "", color = "" } = value ?? {};
+  const { text = "", title = "", tone = "", glyph = "", bar = null, href = "", chips = [], act = "", color = "", dash = "" } = value ?? {};
   const focus = cell.contains(document.activeElement) ? document.activeElement.className : null;
   const parts = [];
   if (bar !== null) {
@@ -37,7 +49,8 @@ function write(cell, column, value) {
     track.firstChild.style.width = `${100 * bar}%`;
     parts.push(track);
   }
-  if (color) {
+  if (color && dash) parts.push(stroke(color, dash));
+  else if (color) {
     const dot = hidden(make("span", "", { className: "dot" }));
     dot.style.background = color;
     parts.push(dot);

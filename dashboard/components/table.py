@@ -49,6 +49,7 @@ class Cell:
         edit: what editing the cell starts with, in a column that can be edited; the text when empty.
         act: name of a button behind the text, for example "log".
         color: of a dot in front of the text; a CSS colour.
+        dash: in place of the dot a piece of a line in that colour: an SVG dash pattern, or solid.
     """
 
     text: str = ""
@@ -62,6 +63,7 @@ class Cell:
     edit: str = ""
     act: str = ""
     color: str = ""
+    dash: str = ""
 
 
 @dataclass(frozen=True)
