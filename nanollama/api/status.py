@@ -59,8 +59,11 @@ _ENDS = frozenset(
 ATTEMPT_TRANSITIONS: Final[dict[AttemptState, frozenset[AttemptState]]] = {
     AttemptState.QUEUED: frozenset({AttemptState.LEASED, AttemptState.CANCELLED}),
     AttemptState.LEASED: frozenset({AttemptState.SUBMITTED, AttemptState.RUNNING}) | _ENDS,
-    AttemptState.SUBMITTED: frozenset({AttemptState.RUNNING}) | _ENDS,
+    AttemptState.SUBMITTED: frozenset({AttemptState.SUBMITTED, AttemptState.RUNNING}) | _ENDS,
     AttemptState.RUNNING: _ENDS,
     **{state: frozenset() for state in _ENDS},
 }
-"""From each state of an attempt, the states that may follow. SUCCEEDED needs exit code 0 and a result besides."""
+"""From each state of an attempt, the states that may follow; SUBMITTED again tells another reason for its wait.
+
+SUCCEEDED needs exit code 0 and a result besides.
+"""
