@@ -370,6 +370,7 @@ class Checkpoint(Base):
     """A checkpoint that training reported; the newest report of a step counts."""
 
     __tablename__ = "checkpoints"
+    __table_args__ = (Index(None, "pending"),)
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     step: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)
@@ -379,3 +380,22 @@ class Checkpoint(Base):
     digest: Mapped[str] = mapped_column(Words(128))
     created_at: Mapped[datetime]
     removed: Mapped[bool]
+    pinned: Mapped[bool | None] = mapped_column(doc="as a worker has said; unknown when absent")
+    pending: Mapped[str | None] = mapped_column(Words(8), doc="pin, unpin or delete, which a worker is to do")
+    command_id: Mapped[str | None] = mapped_column(Words(ID), doc="of what is pending")
+    command_by: Mapped[str | None] = mapped_column(Words(NAME), doc="who has asked for it")
+
+
+class Evaluation(Base):
+    """What a learner was worth at a step, as training reported; the newest report of a step counts."""
+
+    __tablename__ = "evaluations"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInt, primary_key=True, autoincrement=False)
+    attempt: Mapped[int]
+    at: Mapped[datetime]
+    values: Mapped[dict[str, Any]] = mapped_column(
+        doc="means, standard errors and probes, by metric; null if not finite"
+    )
+    by_position: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
