@@ -77,7 +77,7 @@ def test_hostile_words_reach_the_program_as_data(
     ran = run_script(script, here, SLURM_ARRAY_TASK_ID="7")
     assert (ran.returncode, ran.stderr) == (0, "")
     told = f"{attempt_dir}".rstrip("\n") if array else f"{attempt_dir}"  # as every $(command) of a shell
-    assert json.loads(ran.stdout)[3:] == ["-m", module, f"config={told}/config.yaml", f"attempt_dir={told}"]
+    assert json.loads(ran.stdout)[4:] == ["-m", module, f"config={told}/config.yaml", f"attempt_dir={told}"]
     assert [path.name for path in here.iterdir() if not path.is_symlink()] == [python.name]
     assert script.count("\n") == batch_script(SlurmSpec(), job(here)).count("\n")
 
