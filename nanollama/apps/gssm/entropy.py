@@ -13,6 +13,7 @@ length are those of its data. Fresh sequences are sampled from that model.
     bits=true             print bits as well; files hold nats only
     output=OUT.json       write the result; a file that exists is replaced
     save=K.npz            write the config's kernels, in the format that kernels= reads; likewise
+    attempt_dir=DIR       how a worker calls it, with config= alone: progress as metrics and a result.json go there
 
 K.npz holds `spec`, the graph as JSON text (a 0-d array), and `kernel.<node>.<j>`, float64 [rows, states], one for each
 input j of a node: its own past unless it is observed, then its parents as listed; a fullrank node has one table over
@@ -24,7 +25,8 @@ in nats over positions 1 .. T-1.
 In context mode the entropy lies between two bounds, of which the middle is reported, with both of them and their gap in
 nats a sequence; for sequences of a file there is the upper one only. Where a formula holds they are exact.
 
-Exit codes: 0 done, 2 bad input or a graph without an exact bound, 130 interrupted.
+Exit codes: 0 done, 2 bad input or a graph without an exact bound, 75 stopped on request (with attempt_dir=), 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -44,16 +46,16 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from nanollama.apps.gssm.entropy_job import run_job
+from nanollama.apps.gssm.estimate import estimate_entropy
 from nanollama.apps.gssm.options import Source, check_targets, read_source, split_options, write_json, writing
-from nanollama.data.bounds import Entropy, entropy
 from nanollama.data.filter import Filter
-from nanollama.data.gssm import Array, Kernels, load_kernels, relevant_latents, save_kernels
-from nanollama.data.polya import ClosedForm, closed_form_applies
+from nanollama.data.gssm import Array, Kernels, load_kernels, save_kernels
+from nanollama.data.polya import ClosedForm, closed_form_applies, context_nodes
 from nanollama.spec.base import Problem, Spec, SpecError
 from nanollama.spec.command import run_command
 
-NUM_SEQUENCES, CONTEXT_SEQUENCES = 10_000, 100
-"""Default number of fresh sequences that are scored, and bounded in context mode."""
+ATTEMPT_DIR = "attempt_dir="
 
 _SHOWN = 7  # positions in the printed table
 
@@ -74,6 +76,10 @@ class Options(Spec):
 
 def main(arguments: Sequence[str]) -> int:
     """Score, print a table, and write what is wanted."""
+    attempt_dirs = [argument for argument in arguments if argument.startswith(ATTEMPT_DIR)]
+    if attempt_dirs:
+        directory = Path(attempt_dirs[-1].removeprefix(ATTEMPT_DIR))
+        return run_job(directory, [argument for argument in arguments if not argument.startswith(ATTEMPT_DIR)])
     options, rest = split_options(Options, arguments)
     configs = [argument.partition("=")[2] for argument in rest if argument.startswith("config=")]
     _check(options, rest, has_config=bool(configs))
@@ -120,51 +126,13 @@ def _estimate(options: Options, source: Source) -> dict[str, Any]:
     with source.placing():
         if options.explain:
             _explain(kernels, options, in_context=in_context)
-        if in_context and not closed_form_applies(kernels.spec):
-            return _bounds(options, kernels, source)
-        count = options.num_sequences or NUM_SEQUENCES
-        found = _entropy(kernels, source.seq_len, count, options.dtype)
-    by_position = {"mean": found.by_position.mean.tolist(), "stderr": found.by_position.stderr.tolist()}
-    return {
-        "nats_per_token": found.mean,
-        "stderr": found.stderr,
-        "num_sequences": found.num_sequences,
-        "seq_len": source.seq_len,
-        "seed": source.seed,
-        "by_position": by_position,
-        "method": found.method,
-        "seconds": found.seconds,
-        "kernels_hash": kernels.content_hash(),
-    }
-
-
-def _entropy(kernels: Kernels, seq_len: int, count: int, dtype: str) -> Entropy:
-    try:
-        return entropy(kernels, seq_len, count, dtype=np.dtype(dtype))
-    except SpecError:
-        raise
-    except ValueError as error:  # a formula that does not hold for alphas near the floor
-        raise SpecError([Problem(path="gssm.nodes", message=str(error))]) from None
-
-
-def _bounds(options: Options, kernels: Kernels, source: Source) -> dict[str, Any]:
-    """Bounds of the entropy from both sides, where kernels are redrawn for every sequence."""
-    from nanollama.data import context  # noqa: PLC0415 - few need it, and it takes time to load
-
-    count = options.num_sequences or CONTEXT_SEQUENCES
-    found = context.entropy(kernels, source.seq_len, count, particles=options.particles)
-    return {
-        "nats_per_token": (found.lower + found.upper) / 2,
-        "stderr": max(found.lower_stderr, found.upper_stderr),
-        **{key: getattr(found, key) for key in ("lower", "lower_stderr", "upper", "upper_stderr", "gap", "gap_stderr")},
-        "num_sequences": found.num_sequences,
-        "seq_len": source.seq_len,
-        "seed": source.seed,
-        "by_position": None,
-        "method": found.method,
-        "seconds": found.seconds,
-        "kernels_hash": kernels.content_hash(),
-    }
+        return estimate_entropy(
+            kernels,
+            source,
+            num_sequences=options.num_sequences,
+            dtype=options.dtype,
+            particles=options.particles,
+        )
 
 
 def _score_file(options: Options) -> dict[str, Any]:
@@ -224,8 +192,7 @@ def _in_context(options: Options, kernels: Kernels) -> bool:
     Raises:
         SpecError: an option that means nothing for such a graph, or for others.
     """
-    spec = kernels.spec
-    found = any(node.mode == "context" for node in (*relevant_latents(spec), spec.observed))
+    found = bool(context_nodes(kernels.spec))
     if not found and options.particles is not None:
         message = "no node that the tokens depend on is in context mode, and without it nothing is estimated"
         raise _OptionError([Problem(path="particles", message=message, remedy="remove it")])

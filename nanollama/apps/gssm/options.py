@@ -58,6 +58,8 @@ class Source:
         seq_len: tokens per sequence, the start token included.
         path: the file of sequences that holds the graph; None where the config itself does.
         place: key of the config under which the graph, or that file, stands.
+        num_sequences: how many fresh sequences the config wants to have scored; None where it does not say.
+        max_seconds: how long that may take; None for any time.
     """
 
     spec: GSSMSpec
@@ -65,6 +67,8 @@ class Source:
     seq_len: int
     path: str | None
     place: str
+    num_sequences: int | None = None
+    max_seconds: float | None = None
 
     def kernels(self) -> Kernels:
         """The kernels that make the sequences.
@@ -104,15 +108,19 @@ def read_source(arguments: Sequence[str]) -> Source:
     if "sets" in root or ("gssm" in root and "data" not in root):
         made = load_config(DatasetSpec, arguments)
         return Source(spec=made.gssm, seed=made.seed, seq_len=made.seq_len, path=None, place="")
-    entropy_only = root.keys().isdisjoint(("model", "optim")) and "data" in root
-    data = (load_config(EntropySpec, arguments) if entropy_only else load_config(ExperimentSpec, arguments)).data
+    wanted: dict[str, Any] = {}
+    if root.keys().isdisjoint(("model", "optim")) and "data" in root:
+        spec = load_config(EntropySpec, arguments)
+        data, wanted = spec.data, {"num_sequences": spec.num_sequences, "max_seconds": spec.max_seconds}
+    else:
+        data = load_config(ExperimentSpec, arguments).data
     if not isinstance(data, FileData):
-        return Source(spec=data.gssm, seed=data.seed, seq_len=data.seq_len, path=None, place="data")
+        return Source(data.gssm, data.seed, data.seq_len, path=None, place="data", **wanted)
     from nanollama.data.hdf5 import DatasetReader  # noqa: PLC0415 - as above
 
     reader = DatasetReader(data.path)
     reader.close()
-    return Source(spec=reader.spec, seed=reader.seed, seq_len=reader.seq_len, path=data.path, place="data.path")
+    return Source(reader.spec, reader.seed, reader.seq_len, path=data.path, place="data.path", **wanted)
 
 
 def check_targets(targets: dict[str, str | None], inputs: Sequence[str | None] = ()) -> None:
