@@ -9,7 +9,20 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Boolean, Select, and_, false, func, not_, or_, select
+from sqlalchemy import (
+    Boolean,
+    CompoundSelect,
+    Integer,
+    and_,
+    false,
+    func,
+    not_,
+    null,
+    or_,
+    select,
+    type_coerce,
+    union_all,
+)
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.operators import ge, gt, le, lt
 
@@ -126,18 +139,31 @@ class Page:
             if order.kind in ("text", "state") and not sqlite:
                 self._value = self._value.collate("C")  # the order of SQLite, and the index's
 
-    def ids(self, conditions: Sequence[ColumnElement[bool]], limit: int) -> Select[str, Any]:
-        """Ids of up to `limit` runs, each with the value that it is sorted by."""
-        if self._order is None:
-            query = select(Run.id, Run.id).where(*conditions).order_by(Run.id.desc())
-            return (query if self._after is None else query.where(Run.id < self._after[1])).limit(limit)
-        query = select(Run.id, self._value).where(*conditions)
-        if self._order.kind == "metric":
+    def listing(
+        self, conditions: Sequence[ColumnElement[bool]], states: Sequence[RunState], limit: int
+    ) -> CompoundSelect[Any]:
+        """One statement, in which what matches is found once, with two kinds of rows.
+
+        Up to `limit` runs in one of the states: id, the value that it is sorted by, its place, nothing, nothing. And
+        over all that match: nothing, nothing, nothing, state, number of runs.
+        """
+        value = Run.id if self._order is None else self._value
+        query = select(Run.id.label("id"), Run.state.label("state"), value.label("value")).where(*conditions)
+        if self._order is not None and self._order.kind == "metric":
             query = query.outerjoin(RunMetric, and_(RunMetric.run_id == Run.id, RunMetric.key == self._order.name))
+        matched = query.cte("matched").c
+        page = select(matched.id, matched.value)
+        if states:
+            page = page.where(matched.state.in_(states))
         if self._after is not None:
-            query = query.where(self._beyond(*self._after))
-        direction = self._value.desc() if self._order.descending else self._value.asc()
-        return query.order_by(self._value.is_(None), direction, Run.id.desc()).limit(limit)
+            page = page.where(self._beyond(matched, *self._after))
+        found = page.order_by(*self._sorted(matched)).limit(limit).subquery("page").c
+        place = func.row_number().over(order_by=self._sorted(found)).label("place")
+        state, number = type_coerce(null(), Run.state.type), type_coerce(null(), Integer())
+        return union_all(
+            select(found.id, found.value, place, state.label("state"), number.label("number")),
+            select(null(), null(), null(), matched.state, func.count()).group_by(matched.state),
+        ).order_by("place")
 
     def cursor(self, run_id: str, value: Any) -> str:
         """The place behind a run."""
@@ -150,13 +176,21 @@ class Page:
         plain = json.dumps([_name(self._order), run_id, value], separators=(",", ":"))
         return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
 
-    def _beyond(self, value: Any, run_id: str) -> ColumnElement[bool]:
-        older = Run.id < run_id
+    def _sorted(self, columns: Any) -> list[ColumnElement[Any]]:
+        newest: ColumnElement[Any] = columns.id.desc()
+        if self._order is None:
+            return [newest]
+        direction = columns.value.desc() if self._order.descending else columns.value.asc()
+        return [columns.value.is_(None), direction, newest]
+
+    def _beyond(self, columns: Any, value: Any, run_id: str) -> ColumnElement[bool]:
+        older: ColumnElement[bool] = columns.id < run_id
+        if self._order is None:
+            return older
         if value is None:
-            return and_(self._value.is_(None), older)
-        assert self._order is not None
-        further = self._value < value if self._order.descending else self._value > value
-        return or_(further, and_(self._value == value, older), self._value.is_(None))
+            return and_(columns.value.is_(None), older)
+        further = columns.value < value if self._order.descending else columns.value > value
+        return or_(further, and_(columns.value == value, older), columns.value.is_(None))
 
 
 def _name(order: Order) -> str:

@@ -78,16 +78,19 @@ class RunRepository:
 
     def page(
         self, page: Page, terms: Sequence[Term], now: datetime, *, states: Sequence[RunState], limit: int, **narrow: Any
-    ) -> tuple[list[Run], str | None]:
-        """Up to `limit` runs, and the cursor of the next page if there is one."""
-        conditions = self._matching(terms, now, **narrow)
-        if states:
-            conditions.append(Run.state.in_(states))
-        found = self._session.execute(page.ids(conditions, limit + 1)).all()
+    ) -> tuple[list[Run], str | None, dict[RunState, int]]:
+        """Up to `limit` runs, the cursor of the next page if there is one, and the number that match by state."""
+        listing = page.listing(self._matching(terms, now, **narrow), states, limit + 1)
+        found, counts = [], {}
+        for run_id, value, _, state, number in self._session.execute(listing):
+            if run_id is None:
+                counts[state] = number
+            else:
+                found.append((run_id, value))
         ids = [run_id for run_id, _ in found[:limit]]
         rows = {row.id: row for row in self._session.scalars(select(Run).where(Run.id.in_(ids)))}
         cursor = page.cursor(*found[limit - 1]) if len(found) > limit else None
-        return [rows[run_id] for run_id in ids], cursor
+        return [rows[run_id] for run_id in ids], cursor, counts
 
     def ids(self, terms: Sequence[Term], now: datetime, *, limit: int, experiment: str | None = None) -> list[str]:
         """Ids of up to `limit` runs, newest first."""

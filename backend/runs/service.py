@@ -55,12 +55,8 @@ class RunService:
             raise _unreadable(error) from None
         place = Page(order, wanted.cursor, sqlite=self._sqlite)
         narrow = {"search": wanted.search, "experiment": wanted.experiment}
-        rows, cursor = self._runs.page(place, terms, now, states=wanted.states, limit=wanted.limit, **narrow)
-        return schemas.RunPage(
-            items=[run_view(row) for row in rows],
-            next_cursor=cursor,
-            counts=self._runs.counts(terms, now, **narrow),
-        )
+        rows, cursor, counts = self._runs.page(place, terms, now, states=wanted.states, limit=wanted.limit, **narrow)
+        return schemas.RunPage(items=[run_view(row) for row in rows], next_cursor=cursor, counts=counts)
 
     def select(self, selection: schemas.RunSelection, now: datetime, limit: int) -> tuple[list[str], bool]:
         """Ids of selected runs, newest first where they are filtered; whether the filter matches more than `limit`.
