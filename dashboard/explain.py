@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,7 +31,7 @@ def why_waiting(run: Run, workers: Sequence[Worker], url: str) -> Advice:
     alive = [w for w in workers if w.alive]
     if not alive:
         text = "No worker is alive, so nothing can start it. To start a worker on this machine:"
-        return Advice(text, f"mkdir -p runs && python -m worker --url {url} --run-root runs --home .n2n/worker")
+        return Advice(text, worker_command(url))
     open_workers = [w for w in alive if not w.draining]
     if not open_workers:
         return Advice("Every worker that is alive is draining: they finish what they hold and take nothing new.")
@@ -41,6 +41,25 @@ def why_waiting(run: Run, workers: Sequence[Worker], url: str) -> Advice:
     slots = sum(w.slots for w in open_workers)
     busy = "The only slot of the workers is" if slots == 1 else f"All {slots} slots of the workers are"
     return Advice(f"{busy} busy; it starts when one is free.")
+
+
+def why_idle(counts: Mapping[RunState, int], workers: Sequence[Worker], url: str) -> Advice | None:
+    """Why none of the runs that wait can start; None when some worker takes them, or none waits."""
+    waiting = counts.get(RunState.QUEUED, 0)
+    if not waiting:
+        return None
+    alive = [w for w in workers if w.alive]
+    wait = f"{plural(waiting, 'run')} {'waits' if waiting == 1 else 'wait'}"
+    if not alive:
+        return Advice(f"{wait}, but no worker is alive. To start one on this machine:", worker_command(url))
+    if all(w.draining for w in alive):
+        return Advice(f"{wait}, but every worker that is alive is draining and takes nothing new.")
+    return None
+
+
+def worker_command(url: str) -> str:
+    """What to type to start a worker on this machine."""
+    return f"mkdir -p runs && python -m worker --url {url} --run-root runs --home .n2n/worker"
 
 
 def outcome(run: RunDetail) -> Advice | None:

@@ -86,6 +86,32 @@ def wait_for_service(error: Unavailable) -> None:
     away_note(error)
 
 
+def skeleton(num_lines: int) -> None:
+    """Grey lines where a table or a chart will be, while it is being read."""
+    lines = "<div></div>" * num_lines
+    st.html(f"<div class='n2n-skeleton' role='status' aria-label='Loading'>{lines}</div>")
+
+
+def say(text: str, *, tone: str = "") -> None:
+    """Remember what became of an action, for `said` to show after the page has been drawn anew."""
+    st.session_state["said"] = text, tone
+
+
+def said() -> None:
+    """What became of the last action, once."""
+    text, tone = st.session_state.pop("said", ("", ""))
+    if text:
+        note(text, tone=tone)
+
+
+def attempt_to(doing: str, action: Callable[[], str]) -> None:
+    """Do what somebody asked for and remember what to say about it: what it returns, or why it was refused."""
+    try:
+        say(action(), tone="good")
+    except ApiError as error:
+        say(f"{doing} failed: {error}", tone="bad")
+
+
 def live(body: Callable[[], None], *, polling: bool = True) -> None:
     """Draw a part of the page that is drawn again at every tick, as long as `polling`."""
 

@@ -23,9 +23,11 @@ def client() -> Client:
 
 
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=256)
-def runs(search: str, states: tuple[str, ...], limit: int, cursor: str | None) -> schemas.RunPage:
-    """A page of runs, newest first."""
-    return client().runs(state=list(states) or None, search=search or None, limit=limit, cursor=cursor)
+def runs(condition: str, states: tuple[str, ...], sort: str, limit: int, cursor: str | None) -> schemas.RunPage:
+    """A page of runs that meet a condition of the filter language; newest first unless sorted."""
+    return client().runs(
+        state=list(states) or None, filter=condition or None, sort=sort or None, limit=limit, cursor=cursor
+    )
 
 
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=256)
@@ -35,9 +37,18 @@ def run(run_id: str) -> schemas.RunDetail:
 
 
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=64)
-def metrics(run_id: str, keys: tuple[str, ...], max_points: int, log_x: bool) -> schemas.Metrics:
-    """Series of a run."""
-    return client().metrics(run_id, list(keys), max_points=max_points, log_x=log_x)
+def metrics(
+    run_id: str,
+    keys: tuple[str, ...],
+    max_points: int,
+    log_x: bool,
+    *,
+    x: str = "step",
+    window: tuple[float, float] | None = None,
+) -> schemas.Metrics:
+    """Series of a run; with a window only the points between two values of `x`."""
+    low, high = window or (None, None)
+    return client().metrics(run_id, list(keys), max_points=max_points, log_x=log_x, x=x, x_min=low, x_max=high)
 
 
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=256)
@@ -52,10 +63,16 @@ def events(run_id: str) -> list[schemas.Event]:
     return client().events(run_id)
 
 
+@st.cache_data(ttl=TTL, show_spinner=False, max_entries=256)
+def attempts(run_id: str) -> list[schemas.Attempt]:
+    """The attempts of a run, oldest first."""
+    return client().attempts(run_id)
+
+
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=64)
-def logs(run_id: str, attempt: int | None, stream: str | None) -> schemas.LogTail:
+def logs(run_id: str, attempt: int | None, stream: str | None, tail_bytes: int = 65536) -> schemas.LogTail:
     """The end of a log."""
-    return client().logs(run_id, attempt=attempt, stream=stream)
+    return client().logs(run_id, attempt=attempt, stream=stream, tail_bytes=tail_bytes)
 
 
 @st.cache_data(ttl=TTL, show_spinner=False)
@@ -80,13 +97,6 @@ def submit(yaml: str, *, name: str | None, tags: list[str], priority: int, key: 
     return client().submit(yaml=yaml, name=name, tags=tags, priority=priority, idempotency_key=key)
 
 
-def cancel(run_id: str) -> None:
-    """Ask for a run to stop."""
-    client().cancel(run_id)
-    run.clear()
-    events.clear()
-
-
 def alive() -> bool:
     """Whether the service answers."""
     try:
@@ -94,6 +104,12 @@ def alive() -> bool:
     except Unavailable:
         return False
     return True
+
+
+def known(view: str, subject: str) -> bool:
+    """Whether `latest` has an answer for this already."""
+    kept = st.session_state.get("latest", {})
+    return view in kept and kept[view][0] == subject
 
 
 def latest(view: str, subject: str, load: Callable[[], T]) -> tuple[T, datetime, Unavailable | None]:

@@ -17,6 +17,7 @@ from dashboard.components.log import log
 from dashboard.components.page import Chip, away_note, error_note, header, live, note, section
 from dashboard.components.plot import plot
 from dashboard.components.table import Cell, Column, Row, table
+from dashboard.data import editing
 from dashboard.explain import elapsed_seconds, final_result, outcome, remaining_seconds, repeat_commands, why_waiting
 from dashboard.figure import Axis, XKind
 from dashboard.wording import DASH, clock, duration, mnat, number, plural, si, size
@@ -115,7 +116,7 @@ def cancel_control(run: RunDetail) -> None:
 
 def _cancel(run_id: str) -> None:
     try:
-        data.cancel(run_id)
+        editing.cancel(run_id)
     except ApiError as error:
         st.session_state["cancel-refused"] = error
 

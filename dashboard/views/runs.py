@@ -2,73 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import streamlit as st
 
 from dashboard import data
-from dashboard.components.page import Chip, away_note, header, live, note
-from dashboard.components.table import Cell, Column, Row, table
-from dashboard.wording import STATE_HELP, STATES, ago, clock, mnat, number, si
-from nanollama.api.schemas import Run, RunPage, Worker
+from dashboard.components.log import plain
+from dashboard.components.page import Chip, attempt_to, away_note, header, live, note, said, skeleton
+from dashboard.components.shortcuts import Shortcut, shortcuts
+from dashboard.components.table import Edit, TableReply, selected, table
+from dashboard.data import editing, sparks
+from dashboard.explain import why_idle
+from dashboard.panels.bulk import bulk
+from dashboard.panels.filter import Query, explain_error, query, sort_by, turn
+from dashboard.panels.first_steps import teach
+from dashboard.panels.run_table import COLUMNS, rows
+from dashboard.wording import STATES
+from nanollama.api.errors import ApiError
+from nanollama.api.schemas import RunPage, Worker
 from nanollama.api.status import RunState
 
 PAGE_SIZE = 50
+TABLE = "runs"
+LOG_LINES, LOG_BYTES = 25, 8192
 
-COLUMNS = (
-    Column("name", "run", "name"),
-    Column("state", "state"),
-    Column("progress", "progress", help="share of the steps that are done"),
-    Column("loss", "loss", "number", help="of the newest batch, nats per token", minor=True),
-    Column("bound", "bound", "number", help="what the true model scores on that batch, nats per token", minor=True),
-    Column("excess", "excess, mnat", "number", help="loss − bound on the same tokens, in 10⁻³ nats per token"),
-    Column("speed", "tokens/s", "number", minor=True),
-    Column("attempt", "attempt", "number", minor=True),
-    Column("created", "created", minor=True),
-    Column("reason", "note", "clip", minor=True),
+ROWS = ".n2n-table"
+KEYS = (
+    Shortcut("/", "filter", "focus", 'input[aria-label="Filter"]'),
+    Shortcut("j", "next run; Enter opens it", "next row", ROWS),
+    Shortcut("k", "previous run", "previous row", ROWS),
+    Shortcut("x", "select the run, or no longer", "check row", ROWS),
+    Shortcut("a", "select all that are shown, or none", "press", f"{ROWS} input.all"),
+    Shortcut("c", "compare the selected ones", "press", ".st-key-bulk-compare button"),
+    Shortcut("n", "next page", "press", ".st-key-older button"),
+    Shortcut("p", "page before", "press", ".st-key-newer button"),
 )
 
 
-def row(run: Run, now: datetime) -> Row:
-    """A run as a row of the table."""
-    progress = run.progress
-    glyph, tone = STATES[run.state]
-    share = min(1.0, progress.step / progress.total_steps) if progress.total_steps else 0.0
-    steps = f"{progress.step:,} of {progress.total_steps:,} steps, {si(progress.tokens)} tokens"
-    speed = progress.tokens_per_second if run.state is RunState.RUNNING else None
-    return Row(
-        id=run.id,
-        cells={
-            "name": Cell(run.name, title=f"{run.name[:200]} · {run.id}", href=f"run?run={run.id}"),
-            "state": Cell(run.state.value.lower(), glyph=glyph, tone=tone, title=STATE_HELP.get(run.state, "")),
-            "progress": Cell(f"{share:.0%}", bar=share, title=steps),
-            "loss": Cell(number(progress.loss)),
-            "bound": Cell(number(progress.bound)),
-            "excess": Cell(mnat(progress.excess)),
-            "speed": Cell(si(speed)),
-            "attempt": Cell(str(run.attempt)),
-            "created": Cell(ago(run.created_at, now), title=clock(run.created_at)),
-            "reason": Cell(*_remark(run)),
-        },
-    )
+@dataclass(frozen=True)
+class Snapshot:
+    """What one tick reads."""
+
+    page: RunPage
+    workers: list[Worker]
+    curves: dict[str, sparks.Curve]
 
 
-def _remark(run: Run) -> tuple[str, str]:
-    """What else is to be said of a run, and the whole of it for the tooltip."""
-    parts = ["cancel requested"] if run.cancel_requested and not run.state.terminal else []
-    if run.unknown_since is not None:
-        parts.append("its worker has gone silent")
-    if run.reason:
-        parts.append(" ".join(run.reason.split()))
-    if run.tags:
-        parts.append(" ".join(f"#{tag}" for tag in run.tags))
-    text = " · ".join(parts)
-    return text[:300], text[:2000]
+def load(asked: Query) -> Snapshot:
+    """Read a page of runs, and what is drawn beside them."""
+    page = data.runs(asked.condition, asked.states, asked.sort, PAGE_SIZE, asked.cursor)
+    return Snapshot(page, data.workers(), sparks.excesses(page.items))
 
 
-def _chips(page: RunPage, workers: list[Worker], at: datetime) -> list[Chip]:
-    chips = [
-        Chip(str(page.counts[state]), unit=state.value.lower(), glyph=STATES[state][0], tone=STATES[state][1])
+def chips(page: RunPage, workers: Sequence[Worker], at: datetime) -> list[Chip]:
+    """How many runs are in each state, and who works."""
+    shown = [
+        Chip(f"{page.counts[state]:,}", unit=state.value.lower(), glyph=STATES[state][0], tone=STATES[state][1])
         for state in RunState
         if page.counts.get(state)
     ]
@@ -76,90 +67,104 @@ def _chips(page: RunPage, workers: list[Worker], at: datetime) -> list[Chip]:
     busy, slots = sum(w.busy for w in alive), sum(w.slots for w in alive)
     unit = f"{'worker' if len(alive) == 1 else 'workers'} · {busy}/{slots} slots busy" if alive else "worker alive"
     title = "workers that have reported lately; runs they execute, of what they can execute at once"
-    chips.append(Chip(str(len(alive)) if alive else "no", unit=unit, title=title))
-    return [*chips, Chip(f"{at:%H:%M:%S}", label="updated", title="UTC")]
+    shown.append(Chip(str(len(alive)) if alive else "no", unit=unit, title=title))
+    return [*shown, Chip(f"{at:%H:%M:%S}", label="updated", title="UTC")]
 
 
-def _turn(cursor: str | None) -> None:
-    """Go to an older page, or with None back by one."""
-    trail: list[str | None] = st.session_state.setdefault("trail", [])
-    if cursor is not None:
-        trail.append(st.query_params.get("cursor"))
-        st.query_params["cursor"] = cursor
-        return
-    newer = trail.pop() if trail else None
-    if newer is None:
-        _to_newest()
+def last_lines(run_id: str) -> str:
+    """The end of a run's log."""
+    try:
+        tail = data.logs(run_id, None, None, LOG_BYTES)
+    except ApiError as error:
+        return f"no log: {error}"
+    return "\n".join(plain(tail.text).rstrip("\n").split("\n")[-LOG_LINES:]) or "nothing was written"
+
+
+def change(edit: Edit) -> str:
+    """Store what was edited in the table."""
+    if edit.column == "tags":
+        editing.change_run(edit.row, tags=editing.words(edit.text))
+        return "Tags changed"
+    editing.change_run(edit.row, notes=edit.text)
+    return "Notes changed"
+
+
+def heed(reply: TableReply, shown_log: str | None) -> None:
+    """Do what was asked for in the table."""
+    if reply.opened:
+        st.switch_page("views/run.py", query_params={"run": reply.opened})
+    if reply.acted:
+        st.session_state["log-of"] = None if reply.acted[0] == shown_log else reply.acted[0]
+    elif reply.sort is not None:
+        sort_by(reply.sort)
+    elif reply.edit:
+        edit = reply.edit
+        attempt_to("Changing the run", lambda: change(edit))
     else:
-        st.query_params["cursor"] = newer
+        return
+    st.rerun()
 
 
-def _to_newest() -> None:
-    st.session_state["trail"] = []
-    st.query_params.pop("cursor", None)
-
-
-def _filters() -> tuple[str, tuple[str, ...]]:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        search = st.text_input(
-            "Search",
-            key="q",
-            bind="query-params",
-            placeholder="Name, id or tag",
-            label_visibility="collapsed",
-            icon=":material/search:",
-            on_change=_to_newest,
-            width=280,
-        )
-        states = st.pills(
-            "State",
-            [state.value.lower() for state in RunState],
-            selection_mode="multi",
-            key="state",
-            bind="query-params",
-            label_visibility="collapsed",
-            on_change=_to_newest,
-        )
-    return (search or "")[:200], tuple(sorted(state.upper() for state in states))
+def listing(asked: Query, snap: Snapshot, at: datetime) -> None:
+    """The table with what can be done to its rows."""
+    page = snap.page
+    total = sum(count for state, count in page.counts.items() if not asked.states or state.value in asked.states)
+    bulk(selected(TABLE), asked.whole, total, TABLE)
+    shown_log = st.session_state.get("log-of")
+    logs = {run.id: last_lines(run.id) for run in page.items if run.id == shown_log}
+    order = f"sorted by {asked.sort}" if asked.sort else "newest first"
+    reply = table(
+        COLUMNS,
+        rows(page.items, snap.curves, at, logs),
+        label=f"Runs, {order}",
+        key=TABLE,
+        sort=asked.sort,
+        select=True,
+    )
+    heed(reply, shown_log)
+    if asked.cursor or page.next_cursor:
+        older, newer = ("Next →", "← Before") if asked.sort else ("Older →", "← Newer")
+        with st.container(horizontal=True):
+            st.button(newer, key="newer", disabled=asked.cursor is None, on_click=turn, args=(None,))
+            st.button(older, key="older", disabled=page.next_cursor is None, on_click=turn, args=(page.next_cursor,))
 
 
 def body() -> None:
     """What is drawn at every tick."""
     head = st.container()
-    search, states = _filters()
-    cursor = st.query_params.get("cursor")
-
-    def load() -> tuple[RunPage, list[Worker]]:
-        return data.runs(search, states, PAGE_SIZE, cursor), data.workers()
-
-    (page, workers), at, away = data.latest("runs", f"{search} {states} {cursor}", load)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        with st.container(width="stretch"):
+            asked = query()
+        shortcuts(KEYS, key="keys")
+    if asked.error:
+        with head:
+            header("Runs")
+        explain_error(asked.text, asked.error)
+        return
+    subject = f"{asked.condition} {asked.states} {asked.sort} {asked.cursor}"
+    waiting = st.empty()
+    if not data.known("runs", subject):
+        with waiting:
+            skeleton(12)
+    snap, at, away = data.latest("runs", subject, lambda: load(asked))
+    waiting.empty()
     with head:
-        header("Runs", chips=_chips(page, workers, at))
+        header("Runs", chips=chips(snap.page, snap.workers, at))
         if away:
             away_note(away, at)
-    if not page.items:
-        _nothing(filtered=bool(search or states or cursor))
-        return
-    reply = table(COLUMNS, [row(run, at) for run in page.items], label="Runs, newest first", key="runs")
-    if reply.opened:
-        st.switch_page("views/run.py", query_params={"run": reply.opened})
-    if cursor or page.next_cursor:
-        with st.container(horizontal=True):
-            st.button("← Newer", disabled=cursor is None, on_click=_turn, args=(None,))
-            st.button("Older →", disabled=page.next_cursor is None, on_click=_turn, args=(page.next_cursor,))
-
-
-def _nothing(*, filtered: bool) -> None:
-    if filtered:
-        note("Change the search or the states above.", title="No run matches")
-        return
-    note(
-        "A run is one training of a learner on data from a graph whose entropy is known. Start the first one here:",
-        title="No runs yet",
-        code="n2n submit configs/gssm/debug.yaml",
-    )
-    if st.button("Write a config and launch it", type="primary"):
-        st.switch_page("views/launch.py")
+        idle = None if away else why_idle(snap.page.counts, snap.workers, data.client().url)
+        if idle:
+            note(idle.text, code=idle.code, tone="warn")
+        said()
+    if snap.page.items:
+        listing(asked, snap, at)
+    elif asked.text or asked.states or asked.cursor:
+        note(
+            "Change the filter or the states above; archived runs are left out unless asked for.",
+            title="No run matches",
+        )
+    else:
+        teach()
 
 
 live(body)

@@ -54,11 +54,16 @@ def test_runs_shows_state_progress_and_distance_from_the_bound(client: FakeClien
     assert base["name"] == "base"
     assert (base["state"], base["progress"], base["excess"]) == ("running", "25%", f"{excess * 1e3:.1f}")
     assert base["speed"].endswith("k")
-    assert (dense["attempt"], dense["reason"]) == ("2", "exit code 1: no memory")
-    assert (sparse["loss"], sparse["reason"]) == ("–", "#exp2")
-    row = sent(page, "runs")["rows"][0]
-    assert row["cells"]["name"]["href"] == "run?run=a1"
-    assert row["cells"]["state"]["glyph"] == "●"
+    assert base["left"]
+    assert dense["remark"] == "exit code 1: no memory"
+    assert (dense["speed"], dense["left"]) == ("", "")
+    assert sparse["excess"] == "–"
+    first, second, third = (row["cells"] for row in sent(page, "runs")["rows"])
+    assert first["name"]["href"] == "run?run=a1"
+    assert first["state"]["glyph"] == "●"
+    assert second["progress"]["title"].endswith("attempt 2")
+    assert (second["remark"]["act"], "act" in first["remark"]) == ("log", False)
+    assert third["tags"] == {"chips": ["exp2"], "edit": "exp2"}
     head = text(page)
     for chip in ("<b>1</b><span>running", "<b>1</b><span>failed", "<b>1</b><span>queued", "1/2 slots busy"):
         assert chip in head
@@ -76,11 +81,13 @@ def test_runs_can_be_searched_and_filtered_from_the_address(client: FakeClient, 
     assert [row["name"] for row in cells(page, "runs")] == ["base-2", "other"]
 
 
-def test_runs_teaches_the_first_step_when_there_are_none(visit: Open) -> None:
+def test_runs_teaches_the_first_step_when_there_are_none(client: FakeClient, visit: Open) -> None:
     page = visit()
     assert "n2n submit configs/gssm/debug.yaml" in text(page)
-    page.button[0].click().run()
-    assert page.text_area(key="spec")
+    page.button(key="demo").click().run()
+    assert client.stored["new1"].tags == ["demo"]
+    assert client.stored["new1"].name == "first-sweep"
+    assert "No runs yet" not in text(page)
 
 
 def test_runs_turns_pages(client: FakeClient, visit: Open) -> None:

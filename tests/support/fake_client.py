@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from nanollama.api import schemas
 from nanollama.api.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
+from nanollama.api.filters import parse_filter
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
@@ -94,6 +96,10 @@ class FakeClient:
         self.known_workers: list[schemas.Worker] = []
         self.calls: list[str] = []
         self.submissions: list[str] = []
+        self.clones: list[schemas.Clone] = []
+        self.selections: list[schemas.RunSelection] = []
+        self.tries: dict[str, list[schemas.Attempt]] = {}
+        self.finer: dict[str, schemas.Series] = {}
 
     def add(self, run_id: str, state: RunState, *, name: str = "small", step: int = 0, **fields: Any) -> None:
         """Store a run; with a step above zero it has metrics, events and a log."""
@@ -149,7 +155,10 @@ class FakeClient:
         if len(yaml) > 4 * MAX_BYTES:
             raise TooLarge(f"the body has more than {4 * MAX_BYTES:,} bytes")
         try:
-            spec = parse(ExperimentSpec, load_yaml(yaml))
+            data = load_yaml(yaml)
+            if isinstance(data, dict):
+                data.pop("grid", None)  # the service itself is tested with sweeps
+            spec = parse(ExperimentSpec, data)
         except SpecError as error:
             return schemas.Validation(valid=False, problems=locate(yaml, error.problems))
         return schemas.Validation(valid=True, config=spec.model_dump(mode="json"), config_hash="cd" * 32)
@@ -167,10 +176,18 @@ class FakeClient:
         return schemas.Experiment(id="e1", name=run.name, notes="", tags=run.tags, created_at=NOW, runs=[run])
 
     def runs(
-        self, *, state: list[str] | None = None, search: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        state: list[str] | None = None,
+        filter: str | None = None,  # noqa: A002 - the client's name
+        sort: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> schemas.RunPage:
         self._call("runs")
-        found = [r for r in self.stored.values() if not search or search in r.name or search in r.id]
+        found = [run for run in self.stored.values() if _matches(run, filter or "")]
+        if sort == "-excess":
+            found.sort(key=lambda run: -(run.progress.excess or 0))
         counts = {s: sum(r.state is s for r in found) for s in RunState}
         found = [r for r in found if not state or r.state.value in state]
         start = int(cursor or 0)
@@ -185,11 +202,67 @@ class FakeClient:
 
     def cancel(self, run_id: str) -> schemas.Run:
         self._call("cancel")
-        run = self.stored[run_id]
-        if run.state.terminal:
+        if self.stored[run_id].state.terminal:
             raise Conflict("the run has ended")
-        self.stored[run_id] = run.model_copy(update={"cancel_requested": True})
-        return self.stored[run_id]
+        return self._set(run_id, cancel_requested=True)
+
+    def retry(self, run_id: str) -> schemas.Run:
+        self._call("retry")
+        if self.stored[run_id].state not in (RunState.FAILED, RunState.CANCELLED):
+            raise Conflict("only runs that failed or were cancelled can be retried")
+        return self._set(run_id, state=RunState.QUEUED, attempt=self.stored[run_id].attempt + 1)
+
+    def resolve(self, run_id: str, resolve: schemas.Resolve) -> schemas.Run:
+        self._call("resolve")
+        state = RunState.QUEUED if resolve.to == "INTERRUPTED" else RunState(resolve.to)
+        return self._set(run_id, state=state, unknown_since=None)
+
+    def change_run(self, run_id: str, patch: schemas.RunPatch) -> schemas.Run:
+        self._call("change_run")
+        return self._set(run_id, **patch.model_dump(exclude_none=True))
+
+    def cancel_runs(self, selection: schemas.RunSelection) -> schemas.RunsChanged:
+        return self._bulk(selection, lambda r: None if r.state.terminal else {"cancel_requested": True})
+
+    def retry_runs(self, selection: schemas.RunSelection) -> schemas.RunsChanged:
+        return self._bulk(selection, lambda r: {"state": RunState.QUEUED} if r.state is RunState.FAILED else None)
+
+    def archive_runs(self, selection: schemas.Archive) -> schemas.RunsChanged:
+        return self._bulk(selection, lambda _: {"archived": selection.archived})
+
+    def tag_runs(self, selection: schemas.Retag) -> schemas.RunsChanged:
+        gone = set(selection.remove)
+        return self._bulk(selection, lambda r: {"tags": [*(t for t in r.tags if t not in gone), *selection.add]})
+
+    def clone(self, run_id: str, clone: schemas.Clone, *, idempotency_key: str) -> schemas.Experiment:
+        self._call("clone")
+        self.submissions.append(idempotency_key)
+        self.clones.append(clone)
+        self.add("clone1", RunState.QUEUED, name=clone.name or self.stored[run_id].name)
+        run = self.stored["clone1"]
+        return schemas.Experiment(id="e2", name=run.name, notes="", tags=[], created_at=NOW, runs=[run])
+
+    def attempts(self, run_id: str) -> list[schemas.Attempt]:
+        self._call("attempts")
+        return self.tries.get(run_id, [])
+
+    def pin_checkpoint(self, run_id: str, step: int, *, pinned: bool = True) -> schemas.Checkpoint:
+        self._call("pin_checkpoint")
+        return self._save(run_id, step, pinned=pinned)
+
+    def delete_checkpoint(self, run_id: str, step: int) -> schemas.Checkpoint:
+        self._call("delete_checkpoint")
+        if any(c.step == step and c.pinned for c in self.saved[run_id]):
+            raise Conflict("the checkpoint is pinned")
+        return self._save(run_id, step, removed=True)
+
+    def download_checkpoint(self, run_id: str, step: int) -> list[bytes]:
+        self._call("download_checkpoint")
+        return [b"tar of ", f"{run_id} {step}".encode()]
+
+    def export_run(self, run_id: str) -> list[bytes]:
+        self._call("export_run")
+        return [b"archive of ", run_id.encode()]
 
     def events(self, run_id: str) -> list[schemas.Event]:
         self._call("events")
@@ -199,10 +272,22 @@ class FakeClient:
         self._call("checkpoints")
         return self.saved[run_id]
 
-    def metrics(self, run_id: str, keys: list[str], **_spacing: Any) -> schemas.Metrics:
+    def metrics(self, run_id: str, keys: list[str], *, x_min: float | None = None, **_spacing: Any) -> schemas.Metrics:
         self._call("metrics")
-        known = self.series[run_id]
+        known = self.finer if x_min is not None else self.series[run_id]
         return schemas.Metrics(run_id=run_id, keys=sorted(known), series={k: known[k] for k in keys if k in known})
+
+    def curves(self, query: schemas.MetricsQuery) -> schemas.MetricsReply:
+        self._call("curves")
+        found = [
+            schemas.Metrics(
+                run_id=i,
+                keys=sorted(self.series[i]),
+                series={k: self.series[i][k] for k in query.keys if k in self.series[i]},
+            )
+            for i in query.runs
+        ]
+        return schemas.MetricsReply(x=query.x, runs=found)
 
     def logs(self, run_id: str, *, stream: str | None = None, **_place: Any) -> schemas.LogTail:
         self._call("logs")
@@ -215,10 +300,47 @@ class FakeClient:
         self._call("workers")
         return self.known_workers
 
+    def _set(self, run_id: str, **values: Any) -> schemas.RunDetail:
+        self.stored[run_id] = self.stored[run_id].model_copy(update=values)
+        return self.stored[run_id]
+
+    def _save(self, run_id: str, step: int, **values: Any) -> schemas.Checkpoint:
+        at = next(i for i, c in enumerate(self.saved[run_id]) if c.step == step)
+        self.saved[run_id][at] = self.saved[run_id][at].model_copy(update=values)
+        return self.saved[run_id][at]
+
+    def _bulk(
+        self, selection: schemas.RunSelection, change: Callable[[schemas.RunDetail], dict[str, Any] | None]
+    ) -> schemas.RunsChanged:
+        self._call("bulk")
+        self.selections.append(selection)
+        ids = selection.ids
+        if ids is None:
+            ids = [run.id for run in self.stored.values() if _matches(run, selection.filter or "")]
+        made = {i: values for i in ids if (values := change(self.stored[i])) is not None}
+        for run_id, values in made.items():
+            self._set(run_id, **values)
+        return schemas.RunsChanged(changed=list(made))
+
     def _call(self, name: str) -> None:
         self.calls.append(name)
         if self.away:
             raise Unavailable(f"no answer from {self.url} (connection refused)")
+
+
+def _matches(run: schemas.RunDetail, text: str) -> bool:
+    """Whether a run meets the few conditions that the tests of the page use."""
+    terms = parse_filter(text)
+    if run.archived and not any(term.name == "archived" for term in terms):
+        return False
+    for term in terms:
+        if term.kind == "word" and not any(str(term.values[0]) in field for field in (run.name, run.id, *run.tags)):
+            return False
+        if term.kind == "state" and run.state.value not in term.values:
+            return False
+        if term.name == "archived" and run.archived not in term.values:
+            return False
+    return True
 
 
 def checkpoint(step: int, path: str | None = None, *, removed: bool = False) -> schemas.Checkpoint:
