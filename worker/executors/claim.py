@@ -14,7 +14,7 @@ from worker.executors.processes import boot_id, start_time
 
 
 class Claim(BaseModel):
-    """Who took it: the job, named by its supervisor's process, or one who forbade the start."""
+    """Who took it: the job, named by its supervisor's process and Slurm's number, or one who forbade the start."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -22,6 +22,7 @@ class Claim(BaseModel):
     pid: int | None = None
     start_time: float | None = None
     boot_id: str | None = None
+    slurm_job_id: int | None = None
 
     @classmethod
     def of_this_process(cls) -> Claim:

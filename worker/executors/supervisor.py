@@ -32,7 +32,10 @@ _EXIT_NOT_STARTED = 127
 class Supervisor:
     """One attempt's execution."""
 
-    def __init__(self, attempt_id: str, directory: Path, grace: float, command: Sequence[str]) -> None:
+    def __init__(
+        self, attempt_id: str, directory: Path, grace: float, command: Sequence[str], claim: Claim | None = None
+    ) -> None:
+        self._claim = claim or Claim.of_this_process()
         self._attempt_id = attempt_id
         self._directory = directory
         self._grace = grace
@@ -52,7 +55,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._note_termination)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _nothing)
-        claim = Claim.of_this_process()
+        claim = self._claim
         if not take_claim(self._directory, claim):
             return EXIT_CLAIM_LOST
         # orphans of the attempt become children of this process and are found, whatever session they made
