@@ -71,6 +71,8 @@ class Run(Base):
         Index(None, "experiment_id", "position"),
         Index(None, "experiment_id", "state"),
         Index(None, "training_hash", "state"),
+        Index(None, "gssm_hash"),
+        Index(None, "dataset_hash"),
     )
 
     id: Mapped[str] = mapped_column(Words(ID), primary_key=True)
@@ -87,6 +89,8 @@ class Run(Base):
     config: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     config_hash: Mapped[str] = mapped_column(Words(64))
     training_hash: Mapped[str] = mapped_column(Words(64), doc="equal for runs that learn the same")
+    gssm_hash: Mapped[str | None] = mapped_column(Words(64), doc="of `gssms`: what its sequences are sampled from")
+    dataset_hash: Mapped[str | None] = mapped_column(Words(64), doc="of the path of the file that it reads")
     needs: Mapped[str | None] = mapped_column(Words(64), doc="a row of `needs`; nothing in particular when absent")
     retries: Mapped[int] = mapped_column(doc="attempts that may fail without ending the run")
     max_interruptions: Mapped[int | None] = mapped_column(doc="attempts that may be interrupted; any number if absent")
@@ -106,6 +110,41 @@ class Run(Base):
     latest: Mapped[dict[str, Any]]
     progress_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+
+
+class GSSM(Base):
+    """A true model: a graph and the seed of its kernels; and the entropy of its sequences, once a job has found it."""
+
+    __tablename__ = "gssms"
+    __table_args__ = (Index(None, "created_at", "hash"), Index(None, "bound_run_id"))
+
+    hash: Mapped[str] = mapped_column(Words(64), primary_key=True, doc="of graph and seed")
+    name: Mapped[str] = mapped_column(Words(NAME), doc="of the config that first described it")
+    graph: Mapped[dict[str, Any]]
+    seed: Mapped[int] = mapped_column(BigInt)
+    seq_len: Mapped[int] = mapped_column(BigInt, doc="the greatest that was asked for")
+    created_at: Mapped[datetime]
+    bound_run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), doc="the newest job")
+    bound_at: Mapped[datetime | None]
+    bound: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), doc="what the job found")
+    kernels_hash: Mapped[str | None] = mapped_column(Words(64), doc="as files of its sequences carry it")
+
+
+class Dataset(Base):
+    """A file of sequences: named by a run (without a pool), or seen by a worker for all of its pool."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (Index(None, "path_hash"),)
+
+    id: Mapped[str] = mapped_column(Words(64), primary_key=True, doc="hash of pool and path")
+    path_hash: Mapped[str] = mapped_column(Words(64))
+    path: Mapped[str] = mapped_column(Words(PATH))
+    pool: Mapped[str | None] = mapped_column(Words(500))
+    content: Mapped[dict[str, Any]] = mapped_column(doc="what the file says of itself")
+    present: Mapped[bool | None] = mapped_column(
+        doc="whether it was there when the pool last looked; unknown if absent"
+    )
+    seen_at: Mapped[datetime]
 
 
 class Param(Base):

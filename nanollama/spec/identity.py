@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -37,3 +38,13 @@ def _defaults(seed: int) -> dict[str, Any]:
         values[name] = None if default is None else default.model_dump(mode="json")
     values["orchestration"] = OrchestrationSpec(utils=UtilsSpec(seed=seed)).model_dump(mode="json")
     return values
+
+
+def gssm_hash(graph: Mapping[str, Any], seed: int) -> str:
+    """What tells true models apart: the graph, fully resolved and as plain data, and the seed of its kernels."""
+    return hash_data({"gssm": graph, "seed": seed})
+
+
+def path_hash(path: str) -> str:
+    """What a file of sequences is found by, however long its path is."""
+    return hashlib.sha256(path.encode("utf-8", "replace")).hexdigest()
