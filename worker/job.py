@@ -63,7 +63,9 @@ class Job:
     ) -> None:
         self._record = record
         lease = record.lease
-        self.attempt = Attempt(lease.attempt_id, record.directory, lease.app, lease.config)
+        self.attempt = Attempt(
+            lease.attempt_id, record.directory, lease.app, lease.config, experiment=lease.experiment_id
+        )
         self._title = f"{lease.run_name} ({lease.run_id}, attempt {lease.number})"
         self._executor = executor
         self._client = client

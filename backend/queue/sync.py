@@ -216,4 +216,5 @@ def _lease_view(attempt: Attempt, run: Run) -> schemas.Lease:
         app=run.app,
         config=run.config,
         cancel_requested=run.cancel_requested,
+        experiment_id=run.experiment_id,
     )

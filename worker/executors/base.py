@@ -29,6 +29,7 @@ class Attempt:
     directory: Path
     app: str
     config: dict[str, Any] = field(repr=False)
+    experiment: str | None = None
 
 
 def attempt_directory(run_root: Path, run_id: str, number: int) -> Path:

@@ -75,6 +75,7 @@ class Lease(Response):
     app: str
     config: dict[str, Any]
     cancel_requested: bool = False
+    experiment_id: str | None = Field(default=None, description="absent from a service of an older version")
 
 
 class SyncReply(Response):
