@@ -18,6 +18,7 @@ from backend.checkpoints.endpoints import router as checkpoints_router
 from backend.database import Database
 from backend.deps import Clock, Context, refuse_unknown_queries, utc_now
 from backend.errors import MEDIA_TYPE, install_error_handlers
+from backend.evaluations.endpoints import router as evaluations_router
 from backend.experiments.endpoints import router as experiments_router
 from backend.live.endpoints import router as live_router
 from backend.metrics.endpoints import router as metrics_router
@@ -58,6 +59,7 @@ ROUTERS = (
     runs_router,
     metrics_router,
     checkpoints_router,
+    evaluations_router,
     streams_router,
     attempts_router,
     live_router,

@@ -18,6 +18,7 @@ from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, 
 from nanollama.api.schemas import Lease, SyncReply, SyncRequest, TransitionRequest, WorkerRegistration, WorkerTerms
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import EXIT_BAD_INPUT
+from worker.commands import Commands
 from worker.executors.base import Executor, Refused, attempt_directory
 from worker.job import Job
 from worker.journal import Journal, Record
@@ -78,6 +79,7 @@ class Daemon:
         self._terms: WorkerTerms | None = None
         self._signals = _Signals()
         self._failure: str | None = None
+        self._commands = Commands(settings.run_root, self._holds)
 
     def run(self) -> int:
         """Work until a signal comes; returns the exit code. To be called from the main thread."""
@@ -101,7 +103,10 @@ class Daemon:
         try:
             if self._terms is None:
                 self._register()
-            self._apply(self._client.sync(self._journal.worker_id, self._request()))
+            request = self._request()
+            reply = self._client.sync(self._journal.worker_id, request)
+            self._commands.told(request.done)
+            self._apply(reply)
         except NotFound:
             self._terms = None  # the service has forgotten this worker
             raise
@@ -163,7 +168,9 @@ class Daemon:
         free = 0 if draining or not self._introduced else max(0, self._settings.slots - len(held))
         wait = min(self._terms.heartbeat_seconds, _MAX_WAIT_SECONDS) if free else BUSY_WAIT_SECONDS
         wait = wait if self._introduced else 0.0
-        return SyncRequest(held=held, free_slots=free, wait_seconds=wait, draining=draining)
+        request = SyncRequest(held=held, free_slots=free, wait_seconds=wait, draining=draining)
+        done = self._commands.done  # an older service knows no such key
+        return request.model_copy(update={"done": done}) if done else request
 
     def _apply(self, reply: SyncReply) -> None:
         self._pace.upload_seconds = reply.upload_seconds
@@ -179,6 +186,7 @@ class Daemon:
                 job = self._jobs.get(attempt_id)
             if job is not None:
                 job.end("cancel")
+        self._commands.carry_out(reply.commands)
 
     def _accept(self, lease: Lease) -> None:
         """Take a lease, new or delivered again."""
@@ -231,6 +239,10 @@ class Daemon:
     def _take_out(self, attempt_id: str) -> Job | None:
         with self._lock:
             return self._jobs.pop(attempt_id, None)
+
+    def _holds(self, run_id: str) -> bool:
+        """Whether an attempt of a run is held."""
+        return any(job.attempt.directory.parent.name == run_id for job in self._all_jobs())
 
     def _all_jobs(self) -> list[Job]:
         with self._lock:

@@ -1,101 +1,49 @@
-"""Files of checkpoints, where the service reaches them: below the run roots that it was told of, and nowhere else.
-
-What a worker reports is not trusted: a path counts only if it is the one that the contract gives the run's checkpoint
-below such a root, with no link on the way. Nothing is ever loaded, only passed on.
-"""
+"""Files of checkpoints, where the service reaches them: below the run roots that it was told of, and nowhere else."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-import stat
+import contextlib
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from nanollama.api.errors import Conflict, NotFound
-from nanollama.spec.rundir import CHECKPOINTS, PINNED, checkpoint_name, write_atomic
+from nanollama.spec.checkpoint_folder import CheckpointFolder, Gone, Unusable
+from nanollama.spec.rundir import CHECKPOINTS, PINNED, checkpoint_name
 
 PIECE = 1 << 20
 
+OUT_OF_REACH = (
+    "the service does not reach the files of this checkpoint; start it with --run-roots, the folder that the worker "
+    "has, on a file system that both share"
+)
 
-class CheckpointFiles:
-    """The directory of a run's checkpoint.
 
-    Args:
-        roots: run roots that the service may touch, absolute.
-        run_id: whose checkpoint.
-        step: which.
-        reported: path that the worker reported.
+def find_files(roots: Sequence[Path], run_id: str, step: int, reported: str) -> CheckpointFolder | None:
+    """The directory of a run's checkpoint, if the path that was reported is the contract's below one of the roots.
 
     Raises:
-        Conflict: it lies elsewhere, or cannot be reached from here.
+        Conflict: it cannot be read, or leads elsewhere.
         NotFound: its files are gone.
     """
+    inner = Path(run_id, CHECKPOINTS, checkpoint_name(step))
+    root = next((root for root in roots if Path(reported) == root / inner), None)
+    if root is None:
+        return None
+    with refusals():
+        return CheckpointFolder(root, run_id, step)
 
-    def __init__(self, roots: Sequence[Path], run_id: str, step: int, reported: str) -> None:
-        inner = Path(run_id, CHECKPOINTS, checkpoint_name(step))
-        root = next((root for root in roots if Path(reported) == root / inner), None)
-        if root is None:
-            raise Conflict(
-                "the service does not reach the files of this checkpoint; start it with --run-roots, the folder that "
-                "the worker has, on a file system that both share"
-            )
-        try:
-            found = (root / inner).resolve(strict=True)
-        except FileNotFoundError:
-            raise NotFound(f"the files of checkpoint {step} of run '{run_id}' are gone") from None
-        except (OSError, RuntimeError) as error:
-            raise Conflict(f"the files of this checkpoint cannot be read: {error}") from None
-        if found != root.resolve() / inner or not found.is_dir():
-            raise Conflict("the path of this checkpoint leads out of its run: it is left alone")
-        self._folder = found
 
-    @property
-    def pinned(self) -> bool:
-        """Whether training may not remove it."""
-        return os.path.lexists(self._folder / PINNED)
-
-    def pin(self, who: str) -> None:
-        """Forbid training to remove it; repeating it changes nothing."""
-        if not self.pinned:
-            write_atomic(self._folder / PINNED, f"pinned by {who}\n".encode())
-
-    def unpin(self) -> None:
-        """Allow training to remove it."""
-        (self._folder / PINNED).unlink(missing_ok=True)
-
-    def names(self) -> list[tuple[str, int]]:
-        """Name and size of each plain file."""
-        with os.scandir(self._folder) as entries:
-            return sorted(
-                (entry.name, entry.stat(follow_symlinks=False).st_size)
-                for entry in entries
-                if entry.is_file(follow_symlinks=False)
-            )
-
-    def open(self, name: str) -> tuple[BinaryIO, int]:
-        """A plain file, opened, and its size. Raises NotFound."""
-        if name in ("", ".", "..") or "/" in name or "\x00" in name:
-            raise NotFound(f"there is no file '{name[:100]}' in this checkpoint")
-        try:
-            handle = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            raise NotFound(f"there is no file '{name[:100]}' in this checkpoint") from None
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(handle)
-            raise NotFound(f"there is no file '{name[:100]}' in this checkpoint")
-        return os.fdopen(handle, "rb"), status.st_size
-
-    def delete(self) -> None:
-        """Remove it: at once for readers of the directory, links in it as links. Raises Conflict if it is pinned."""
-        if self.pinned:
-            raise Conflict("this checkpoint is pinned; unpin it first")
-        doomed = self._folder.with_name(f".deleted-{secrets.token_hex(8)}")
-        self._folder.rename(doomed)
-        shutil.rmtree(doomed)
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What the folder refuses, as the API's errors."""
+    try:
+        yield
+    except Gone as error:
+        raise NotFound(str(error)) from None
+    except Unusable as error:
+        raise Conflict(str(error)) from None
 
 
 def pieces(file: BinaryIO) -> Iterator[bytes]:
@@ -103,3 +51,57 @@ def pieces(file: BinaryIO) -> Iterator[bytes]:
     with file:
         while piece := file.read(PIECE):
             yield piece
+
+
+class Archive:
+    """A checkpoint as an uncompressed tar file, of the files that are there now; its pin stays behind.
+
+    Its members lie in a folder that is called as training wants it, so that a run can start from what was unpacked.
+
+    Raises:
+        Conflict, NotFound: the files cannot be read.
+    """
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self._members: list[tuple[bytes, BinaryIO, int]] = []
+        with contextlib.ExitStack() as opened, refusals():
+            for name, _ in folder.names():
+                if name == PINNED:
+                    continue
+                file, size = folder.open(name)
+                opened.enter_context(file)
+                self._members.append((_header(f"{folder.path.name}/{name}", size), file, size))
+            opened.pop_all()
+
+    @property
+    def size(self) -> int:
+        """Of the whole, in bytes."""
+        bytes_of_members = sum(len(header) + size + _padding(size) for header, _, size in self._members)
+        return bytes_of_members + 2 * tarfile.BLOCKSIZE
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The bytes. Raises OSError for a file that has shrunk: the download must not look complete."""
+        with contextlib.ExitStack() as opened:
+            for _, file, _ in self._members:
+                opened.enter_context(file)
+            for header, file, size in self._members:
+                yield header
+                left = size
+                while left:
+                    piece = file.read(min(PIECE, left))
+                    if not piece:
+                        raise OSError(f"a file of the checkpoint has lost {left:,} bytes")
+                    left -= len(piece)
+                    yield piece
+                yield bytes(_padding(size))
+            yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def _padding(size: int) -> int:
+    return -size % tarfile.BLOCKSIZE

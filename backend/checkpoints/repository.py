@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import ColumnElement
 
-from backend.tables import Attempt, Checkpoint
+from backend.tables import Attempt, Checkpoint, Run
+from nanollama.api.status import RunState
+
+ENDED = tuple(state for state in RunState if state.terminal)
 
 
 class CheckpointRepository:
@@ -26,6 +30,8 @@ class CheckpointRepository:
             self._session.flush()
             return True
         row.attempt, row.removed = attempt.number, False
+        if row.pending == "delete":
+            row.pending = row.command_id = row.command_by = None  # it was meant for the one before
         for key, value in values.items():
             setattr(row, key, value)
         return False
@@ -34,10 +40,45 @@ class CheckpointRepository:
         """One checkpoint."""
         return self._session.get(Checkpoint, (run_id, step))
 
+    def lock(self, run_id: str, step: int) -> Checkpoint | None:
+        """One checkpoint, to be changed."""
+        query = select(Checkpoint).where(Checkpoint.run_id == run_id, Checkpoint.step == step)
+        return self._session.scalars(query.with_for_update()).one_or_none()
+
+    def lock_of_pool(self, run_id: str, step: int, pool: str) -> Checkpoint | None:
+        """One checkpoint, to be changed, if workers of that pool reach it."""
+        query = (
+            select(Checkpoint)
+            .join(Attempt, _saved_by())
+            .where(Checkpoint.run_id == run_id, Checkpoint.step == step, Attempt.pool == pool)
+            .with_for_update(of=Checkpoint)
+        )
+        return self._session.scalars(query).one_or_none()
+
+    def has_pool(self, row: Checkpoint) -> bool:
+        """Whether there is a pool whose workers reach the files of a checkpoint."""
+        query = select(Attempt.pool).where(Attempt.run_id == row.run_id, Attempt.number == row.attempt)
+        return self._session.scalar(query) is not None
+
+    def pending(self, pool: str, limit: int) -> list[Checkpoint]:
+        """Checkpoints with which workers of a pool are to do something; those of runs that go on are not deleted."""
+        query = (
+            select(Checkpoint)
+            .join(Attempt, _saved_by())
+            .join(Run, Run.id == Checkpoint.run_id)
+            .where(Checkpoint.pending.in_(("pin", "unpin", "delete")), Attempt.pool == pool)
+            .where(or_(Checkpoint.pending != "delete", Run.state.in_(ENDED)))
+            .order_by(Checkpoint.command_id)
+            .limit(limit)
+        )
+        return list(self._session.scalars(query))
+
     def remove(self, run_id: str, step: int) -> None:
         """Note that a checkpoint is gone."""
         self._session.execute(
-            update(Checkpoint).where(Checkpoint.run_id == run_id, Checkpoint.step == step).values(removed=True)
+            update(Checkpoint)
+            .where(Checkpoint.run_id == run_id, Checkpoint.step == step)
+            .values(removed=True, pending=None, command_id=None, command_by=None)
         )
 
     def any_left(self, run_id: str) -> bool:
@@ -50,3 +91,8 @@ class CheckpointRepository:
         return list(
             self._session.scalars(select(Checkpoint).where(Checkpoint.run_id == run_id).order_by(Checkpoint.step))
         )
+
+
+def _saved_by() -> ColumnElement[bool]:
+    """Joins a checkpoint with the attempt that has saved it."""
+    return and_(Attempt.run_id == Checkpoint.run_id, Attempt.number == Checkpoint.attempt)

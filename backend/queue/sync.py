@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from backend.checkpoints.commands import CheckpointCommands
 from backend.deps import Context
 from backend.queue.needs import NeedRepository
 from backend.queue.pauses import PauseRepository
@@ -44,6 +45,7 @@ class SyncService:
         self._pauses = PauseRepository(session)
         self._runs = RunRepository(session)
         self._events = EventRepository(session)
+        self._commands = CheckpointCommands(session, now)
 
     def sync(self, worker_id: str, request: schemas.SyncRequest, serial: int | None = None) -> Synced:
         """Renew, re-deliver, adopt, claim and list cancels, in this order.
@@ -80,15 +82,21 @@ class SyncService:
         leases = self._deliver(worker, redelivered, adopted, claimed)
         cancels, untold = self._cancels(renewed, leases)
         lost = sorted(listed.keys() - {h.attempt_id for h in renewed})
-        reply = self._reply(leases=leases, lost=lost, cancel=cancels, drain=worker.drain_requested)
-        return Synced(reply, news=bool(leases or lost or untold), serial=worker.syncs)
+        self._commands.report(worker, request.done)
+        commands = [] if request.draining else self._commands.pending(worker)
+        reply = self._reply(leases=leases, lost=lost, cancel=cancels, commands=commands, drain=worker.drain_requested)
+        return Synced(reply, news=bool(leases or lost or untold or commands), serial=worker.syncs)
 
     def has_news(self, worker_id: str, request: schemas.SyncRequest, serial: int) -> bool:
         """Whether another look would find something for a sync that waits. Changes and locks nothing."""
         worker = self._workers.get(worker_id)
         if worker is None or worker.syncs != serial or self._attempts.any_untold_cancel(worker_id):
             return True
-        if request.draining or worker.drain_requested:
+        if request.draining:
+            return False
+        if self._commands.any_pending(worker):
+            return True
+        if worker.drain_requested:
             return False
         if self._attempts.any_adoptable(worker, self._now):
             return True
@@ -153,12 +161,18 @@ class SyncService:
         leases: Sequence[schemas.Lease] = (),
         lost: Sequence[str] = (),
         cancel: Sequence[str] = (),
+        commands: Sequence[schemas.Command] = (),
         *,
         drain: bool = False,
     ) -> schemas.SyncReply:
         pause = max(self._settings.upload_seconds, self._attempts.count_active() / self._settings.uploads_per_second)
         return schemas.SyncReply(
-            leases=list(leases), lost=list(lost), cancel=list(cancel), drain=drain, upload_seconds=pause
+            leases=list(leases),
+            lost=list(lost),
+            cancel=list(cancel),
+            commands=list(commands),
+            drain=drain,
+            upload_seconds=pause,
         )
 
 

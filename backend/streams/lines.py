@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from backend.columns import BIGINT_MAX
+from backend.evaluations.lines import read_by_position
 from nanollama.spec.rundir import CHECKPOINTS, EventLine, checkpoint_name
 
 MAX_LINE = 1 << 20
@@ -84,6 +85,7 @@ def _event(text: bytes) -> EventLine:
         checkpoint_path(line)
         if line.size_bytes is None or line.digest is None:
             raise ValueError("a saved checkpoint needs size_bytes and digest")
+    read_by_position(line)
     return line
 
 

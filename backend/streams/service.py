@@ -10,6 +10,8 @@ from pathlib import PurePosixPath
 from sqlalchemy.orm import Session
 
 from backend.checkpoints.repository import CheckpointRepository
+from backend.evaluations.lines import read_by_position, read_values
+from backend.evaluations.repository import EvaluationRepository
 from backend.metrics.store import MetricStore
 from backend.queue.repository import AttemptRepository
 from backend.queue.transitions import check_lease, lock_attempt
@@ -54,6 +56,7 @@ class StreamService:
         self._events = EventRepository(session)
         self._metrics = MetricStore(session, max_bytes)
         self._checkpoints = CheckpointRepository(session)
+        self._evaluations = EvaluationRepository(session)
 
     def put(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
         """Append what is new in `data`, which stands at byte `offset` of the worker's file.
@@ -161,6 +164,11 @@ class StreamService:
                 self._save_checkpoint(attempt, line)
             elif line.kind == "checkpoint_removed":
                 self._checkpoints.remove(attempt.run_id, line.step)
+            elif line.kind == "evaluated":
+                curves = read_by_position(line)
+                self._evaluations.save(attempt, line.step, line_time(line.time), read_values(line), curves)
+            elif line.kind in ("started", "resumed"):
+                self._evaluations.supersede(attempt, line.step)
         return parsed.warning(EVENTS)
 
     def _save_checkpoint(self, attempt: Attempt, line: EventLine) -> None:

@@ -229,7 +229,10 @@ class Monitor:
             self.note_score(step, found.score)
         except OSError as error:
             self.warn(f"the evaluation of step {step} could not be kept in a file: {error.strerror}", step)
-        self._event("evaluated", step, path=place, message=str(found), by_position=found.shipped_curves())
+        shipped = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._event(
+            "evaluated", step, path=place, message=str(found), values=shipped, by_position=found.shipped_curves()
+        )
         log.info("step %d evaluated: %s", step, found)
 
     def note_score(self, step: int, score: float) -> None:

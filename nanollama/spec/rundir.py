@@ -113,6 +113,9 @@ class EventLine(_Record):
     size_bytes: int | None = None
     digest: str | None = Field(default=None, description="SHA-256 of the checkpoint's manifest")
     message: str | None = None
+    values: dict[str, float | None] | None = Field(
+        default=None, description="of an evaluation: its metrics as in its line; null where one is not finite"
+    )
     by_position: dict[str, tuple[float | None, ...]] | None = Field(
         default=None,
         description="of an evaluation: `positions`, and loss, bound, excess, kl and their _stderr there, in nats",

@@ -103,6 +103,21 @@ class Transport:
                     raise Unavailable(f"no answer from {self.url} ({error}); is the service up?") from error
             time.sleep(0.2 * 2**failures)
 
+    def _download(self, path: str, **params: Any) -> Iterator[bytes]:
+        """The bytes of an answer of any size, piece by piece.
+
+        Raises:
+            Unavailable: the connection broke, perhaps after some of them.
+        """
+        try:
+            with self._http.stream("GET", f"/api/v1{path}", params=params, timeout=FOLLOW_SECONDS) as reply:
+                if not reply.is_success:
+                    reply.read()
+                    raise read_error(reply)
+                yield from reply.iter_raw()
+        except httpx.HTTPError as error:
+            raise Unavailable(f"no answer from {self.url} ({error}); is the service up?") from error
+
     def _call(
         self,
         method: str,

@@ -1,7 +1,7 @@
 """Requests and responses of the REST API, one file for each of its resources."""
 
 from nanollama.api.schemas.base import ErrorBody, Label, Number, Numbers, Request, Response
-from nanollama.api.schemas.checkpoints import Checkpoint, CheckpointFile
+from nanollama.api.schemas.checkpoints import ByPosition, Checkpoint, CheckpointFile, CommandKind, Evaluation
 from nanollama.api.schemas.experiments import (
     SHOWN_RUNS,
     Experiment,
@@ -45,6 +45,8 @@ from nanollama.api.schemas.specs import SpecInput, Template, Validation
 from nanollama.api.schemas.streams import LogTail, StreamInfo
 from nanollama.api.schemas.tokens import NewToken, ScopeName, Token, TokenCreate
 from nanollama.api.schemas.workers import (
+    Command,
+    CommandDone,
     Held,
     Lease,
     SyncReply,
@@ -64,10 +66,15 @@ __all__ = [
     "Archive",
     "Attempt",
     "Budgets",
+    "ByPosition",
     "Checkpoint",
     "CheckpointFile",
     "Clone",
+    "Command",
+    "CommandDone",
+    "CommandKind",
     "ErrorBody",
+    "Evaluation",
     "Event",
     "Experiment",
     "ExperimentCreate",

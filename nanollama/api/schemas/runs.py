@@ -177,7 +177,8 @@ class Event(Response):
     attempt: int | None
     kind: str = Field(
         description="transition, cancel_requested, reopened, prioritised, adopted, redelivered, unknown, found, "
-        "resolved, edited, archived, unarchived, or a kind of EventLine; "
+        "resolved, edited, archived, unarchived, checkpoint_pinned, checkpoint_unpinned, imported, or a kind of "
+        "EventLine; "
         "a transition without attempt is the run's own"
     )
     at: datetime

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from nanollama.api.schemas.base import Label, Request, Response
+from nanollama.api.schemas.checkpoints import CommandKind
 from nanollama.api.status import AttemptState
 
 
@@ -51,6 +52,27 @@ class UnknownReport(Request):
     reason: str | None = Field(default=None, max_length=10_000)
 
 
+class Command(Response):
+    """Something that a worker is to do with a checkpoint below its run root. To do it again changes nothing."""
+
+    id: str
+    run_id: str
+    step: int
+    kind: CommandKind
+    by: str = Field(default="", description="who has asked for it")
+
+
+class CommandDone(Request):
+    """What has become of a command. Repeating it is harmless."""
+
+    id: str = Field(max_length=32)
+    run_id: str = Field(max_length=32)
+    step: int = Field(ge=0, lt=2**63)
+    kind: CommandKind
+    by: str = Field(default="", max_length=200)
+    problem: str | None = Field(default=None, max_length=2000, description="why it cannot be done; done when absent")
+
+
 class SyncRequest(Request):
     """Heartbeat and claim in one: renews what is held, asks for up to `free_slots` more.
 
@@ -61,6 +83,7 @@ class SyncRequest(Request):
     free_slots: int = Field(default=0, ge=0, le=100_000)
     wait_seconds: float = Field(default=0, ge=0, le=30)
     draining: bool = False
+    done: list[CommandDone] = Field(default=[], max_length=1000, description="commands of earlier answers")
 
 
 class Lease(Response):
@@ -84,6 +107,7 @@ class SyncReply(Response):
     leases: list[Lease] = []
     lost: list[str] = []
     cancel: list[str] = []
+    commands: list[Command] = Field(default=[], description="for checkpoints of its pool; again until they are `done`")
     drain: bool = Field(default=False, description="the worker was asked to take nothing more")
     upload_seconds: float
 

@@ -1,0 +1,1 @@
+"""What learners were worth on held-out sequences while they were trained."""
