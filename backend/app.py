@@ -30,6 +30,7 @@ from backend.operations.meter import Meter, Metering
 from backend.queue.endpoints import queue_router
 from backend.queue.endpoints import router as attempts_router
 from backend.queue.sync import extend_leases
+from backend.revalidation import Answers, NotModified, not_modified
 from backend.runs.endpoints import router as runs_router
 from backend.settings import Settings
 from backend.specs.endpoints import router as specs_router
@@ -118,7 +119,9 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     app.include_router(root_router, dependencies=[Depends(authorize)])
+    app.state.answers = Answers()
     install_error_handlers(app)
+    app.add_exception_handler(NotModified, not_modified)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(EntityTags)
     app.add_middleware(RateLimit)

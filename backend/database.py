@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -62,7 +64,9 @@ class Database:
         self._writer: contextlib.AbstractContextManager[Any] = (
             threading.Lock() if self.sqlite else contextlib.nullcontext()
         )
-
+        self._nonce = secrets.token_hex(4)
+        self._watch_lock = threading.Lock()
+        self._watch: sqlite3.Connection | None = None
         self._under_way = 0
         self._ended = threading.Condition()
 
@@ -78,6 +82,22 @@ class Database:
         with self._counted(), self._writer, Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def version(self) -> str:
+        """A word that changes with every commit, whoever makes it; only this object's own words compare.
+
+        Two equal ones, one read before and one after, mean that nothing was committed between.
+        """
+        if not self.sqlite:
+            with self._counted(), self.engine.connect() as connection:
+                # which transactions are visible: equal snapshots see the same rows
+                return f"{self._nonce}.{connection.scalar(text('SELECT pg_current_snapshot()::text'))}"
+        with self._watch_lock:
+            if self._watch is None:
+                # a connection that never writes: the pragma counts the commits of all others, of any process
+                self._watch = sqlite3.connect(str(self.path), check_same_thread=False, isolation_level=None)
+            (number,) = self._watch.execute("PRAGMA data_version").fetchone()
+        return f"{self._nonce}.{number}"
+
     def dispose(self) -> None:
         """Close every connection, once the transactions under way have given theirs back.
 
@@ -86,6 +106,10 @@ class Database:
         """
         with self._ended:
             self._ended.wait_for(lambda: self._under_way == 0, DISPOSE_SECONDS)
+        with self._watch_lock:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
         self.engine.dispose()
 
     @contextlib.contextmanager

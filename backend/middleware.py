@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import problem_response
+from backend.revalidation import TAG_HEADERS, Answers, question_of, tags_of
 from backend.settings import is_loopback
 from nanollama.api.errors import ApiError, Forbidden, TooLarge
 
@@ -108,7 +110,7 @@ class EntityTags:
         if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
-        known = {tag.strip().removeprefix("W/") for tag in Headers(scope=scope).get("if-none-match", "").split(",")}
+        known = tags_of(Headers(scope=scope).get("if-none-match", ""))
         start: Message | None = None
 
         async def answer(message: Message) -> None:
@@ -123,7 +125,8 @@ class EntityTags:
             if not message.get("more_body", False):
                 tag = f'"{hashlib.blake2b(message.get("body", b""), digest_size=16).hexdigest()}"'
                 headers = MutableHeaders(scope=begun)
-                headers["ETag"], headers["Cache-Control"] = tag, "private, no-cache"
+                headers.update(TAG_HEADERS | {"ETag": tag})
+                _remember(scope, tag)
                 if tag in known or "*" in known:
                     del headers["Content-Length"]
                     del headers["Content-Type"]
@@ -132,6 +135,13 @@ class EntityTags:
             await send(message)
 
         await self._app(scope, receive, answer)
+
+
+def _remember(scope: Scope, tag: str) -> None:
+    version = scope.get("state", {}).get("version")
+    if version is not None:
+        answers: Answers = scope["app"].state.answers
+        answers.remember(question_of(Request(scope)), version, tag)
 
 
 def _is_tagged(start: Message) -> bool:

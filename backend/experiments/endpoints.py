@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, status
 
 from backend.deps import Context, ContextDep, ExperimentCursor, ExperimentId, IdempotencyKeyHeader, error_responses
 from backend.experiments.service import ExperimentService
+from backend.revalidation import Revalidated
 from backend.specs.service import read_sweep
 from nanollama.api.errors import InvalidRequest
 from nanollama.api.schemas import Experiment, ExperimentCreate, ExperimentDetail, ExperimentPage, ExperimentPatch
@@ -45,7 +46,7 @@ def submit_experiment(context: Context, given: ExperimentCreate, idempotency_key
     return experiment
 
 
-@router.get("", summary="List experiments", responses=error_responses())
+@router.get("", summary="List experiments", responses=error_responses(), dependencies=[Revalidated])
 def list_experiments(
     context: ContextDep,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
@@ -56,7 +57,7 @@ def list_experiments(
         return ExperimentService(session, context.clock()).page(limit=limit, cursor=cursor)
 
 
-@router.get("/{experiment_id}", summary="One experiment", responses=error_responses(404))
+@router.get("/{experiment_id}", summary="One experiment", responses=error_responses(404), dependencies=[Revalidated])
 def get_experiment(context: ContextDep, experiment_id: ExperimentId) -> ExperimentDetail:
     """An experiment with what was submitted and its first runs."""
     with context.database.read() as session:

@@ -14,6 +14,7 @@ from backend.metrics.points import Axis
 from backend.metrics.reader import View
 from backend.metrics.service import ARROW, MetricService, encode
 from backend.metrics.thin import MIN_POINTS, Spacing
+from backend.revalidation import Revalidated
 from nanollama.api import schemas
 from nanollama.api.scopes import READ
 
@@ -47,6 +48,7 @@ _ARROW_DOCS: dict[int | str, dict[str, Any]] = {
     summary="Metrics of a run",
     response_model=schemas.Metrics,
     responses=error_responses(404),
+    dependencies=[Revalidated],
 )
 def read_run_metrics(context: ContextDep, run_id: RunId, view: ViewDep, key: Keys = [], rank: Rank = 0) -> Response:  # noqa: B006
     """Series as columns, thinned out to `max_points` with the first and last point and every spike kept.
@@ -63,6 +65,7 @@ def read_run_metrics(context: ContextDep, run_id: RunId, view: ViewDep, key: Key
     summary="Metrics of several runs",
     response_model=schemas.MetricsReply,
     responses=error_responses(404) | _ARROW_DOCS,
+    dependencies=[Revalidated],
 )
 def read_metrics(
     *,
@@ -90,7 +93,12 @@ def query_metrics(context: ContextDep, query: schemas.MetricsQuery, accept: Acce
     return _answer(context, query.runs, query.keys, view=view, rank=query.rank, accept=accept)
 
 
-@router.get("/metrics/values", summary="Newest and best values of runs", responses=error_responses(404))
+@router.get(
+    "/metrics/values",
+    summary="Newest and best values of runs",
+    responses=error_responses(404),
+    dependencies=[Revalidated],
+)
 def read_values(context: ContextDep, run: Runs) -> list[schemas.RunValues]:
     """Newest, smallest and largest value of each metric, over the surviving points."""
     with context.database.read() as session:

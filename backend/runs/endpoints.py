@@ -12,6 +12,7 @@ from backend.deps import Context, ContextDep, IdempotencyKeyHeader, RunId, error
 from backend.experiments.endpoints import submit_experiment
 from backend.experiments.service import ExperimentService
 from backend.queue.service import QueueService
+from backend.revalidation import Revalidated
 from backend.runs.editing import RunEditor
 from backend.runs.service import RunService, Wanted, run_view
 from nanollama.api.filters import LANGUAGE, MAX_CHARS
@@ -39,7 +40,7 @@ MAX_CHANGED = 10_000
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 
-@router.get("", summary="List runs", responses=error_responses())
+@router.get("", summary="List runs", responses=error_responses(), dependencies=[Revalidated])
 def list_runs(
     *,
     context: ContextDep,
@@ -73,7 +74,7 @@ def list_runs(
         return RunService(session).page(wanted, context.clock())
 
 
-@router.get("/{run_id}", summary="One run", responses=error_responses(404))
+@router.get("/{run_id}", summary="One run", responses=error_responses(404), dependencies=[Revalidated])
 def get_run(context: ContextDep, run_id: RunId) -> RunDetail:
     """A run with its config and, once finished, its result."""
     with context.database.read() as session:
