@@ -54,7 +54,13 @@ class _Curve:
 
 
 def loss_chart(
-    metrics: Metrics, axis: Axis, checkpoints: Sequence[Checkpoint] = (), *, raw: bool = False, running: bool = False
+    metrics: Metrics,
+    axis: Axis,
+    checkpoints: Sequence[Checkpoint] = (),
+    *,
+    raw: bool = False,
+    running: bool = False,
+    chosen: int | None = None,
 ) -> Chart:
     """Loss against the bound, in nats per token.
 
@@ -65,6 +71,7 @@ def loss_chart(
         raw: draw the loss of each batch, rather than the entropy plus the paired excess, which is free of the noise
             that loss and bound of a batch share.
         running: put a ring on the end of the curve.
+        chosen: step of the checkpoint whose mark is filled.
     """
     entropy = _entropy(metrics)
     paired = metrics.series.get("excess")
@@ -82,7 +89,7 @@ def loss_chart(
     _span(figure, axis, curve)
     line = _line(curve, "loss", fill=entropy is not None)
     figure["data"].append(line)
-    _mark(figure, curve, axis, source, checkpoints, log_y=False)
+    _mark(figure, curve, axis, source, checkpoints, log_y=False, chosen=chosen)
     push = 0.0 if entropy is None else _push(curve, entropy)
     if entropy is not None:
         draw_bound(figure, entropy, push)
@@ -96,7 +103,12 @@ def loss_chart(
 
 
 def excess_chart(
-    metrics: Metrics, axis: Axis, checkpoints: Sequence[Checkpoint] = (), *, running: bool = False
+    metrics: Metrics,
+    axis: Axis,
+    checkpoints: Sequence[Checkpoint] = (),
+    *,
+    running: bool = False,
+    chosen: int | None = None,
 ) -> Chart:
     """Excess of the loss over the bound, paired on the same tokens, on log-log axes whatever `axis.log` says."""
     axis = Axis(axis.kind, log=True, end=axis.end)
@@ -108,7 +120,7 @@ def excess_chart(
     figure["layout"]["yaxis"].update(type="log", minor=minor_ticks(), tickformat="~g", nticks=3)
     _span(figure, axis, curve)
     figure["data"].append(_line(curve, "excess", digits=5))
-    _mark(figure, curve, axis, series, checkpoints, log_y=True)
+    _mark(figure, curve, axis, series, checkpoints, log_y=True, chosen=chosen)
     alt = f"Excess against {axis.kind} on logarithmic axes"
     if curve.end is not None:
         label_end(figure, curve.end, f"{mnat(curve.end[1])} mnat", log_x=True, log_y=True, ring=running)
@@ -216,14 +228,15 @@ def _mark(
     checkpoints: Sequence[Checkpoint],
     *,
     log_y: bool,
+    chosen: int | None,
 ) -> None:
     """Put the checkpoints that still exist on the curve."""
     xs: list[float] = []
     ys: list[float] = []
     texts: list[str] = []
-    steps = [float(s) for s in series.step]
+    ids: list[str] = []
     for checkpoint in checkpoints:
-        x = float(checkpoint.step) if axis.kind == "step" else _between(steps, axis.of(series), float(checkpoint.step))
+        x = locate(axis, series, checkpoint.step)
         if checkpoint.removed or x is None or (axis.log and x <= 0):
             continue
         y = _between(curve.x, curve.y, x, log_x=axis.log, log_y=log_y)
@@ -231,8 +244,8 @@ def _mark(
             continue
         xs.append(x)
         ys.append(y)
-        path = html.escape(checkpoint.path if len(checkpoint.path) <= 90 else "…" + checkpoint.path[-89:])
-        texts.append(f"checkpoint at step {checkpoint.step:,} · {size(checkpoint.size_bytes)}<br>{path}")
+        ids.append(str(checkpoint.step))
+        texts.append(_about(checkpoint))
     if xs:
         figure["data"].append(
             {
@@ -242,16 +255,49 @@ def _mark(
                 "x": xs,
                 "y": ys,
                 "customdata": texts,
+                "ids": ids,
                 "marker": {
                     "symbol": "diamond",
-                    "size": 9,
-                    "color": "@bg",
+                    "size": 10,
+                    "color": ["@series" if each == str(chosen) else "@bg" for each in ids],
                     "line": {"color": "@series", "width": 1.8},
                 },
                 "cliponaxis": False,
                 "hovertemplate": "%{customdata}<extra></extra>",
             }
         )
+
+
+def _about(checkpoint: Checkpoint) -> str:
+    """What the mark of a checkpoint says."""
+    lines = [f"checkpoint at step {checkpoint.step:,} · {size(checkpoint.size_bytes)}"]
+    if checkpoint.evaluation_loss is not None:
+        excess = checkpoint.evaluation_excess
+        over = f", excess {mnat(excess)} mnat" if excess is not None else ""
+        lines.append(f"evaluation: loss {number(checkpoint.evaluation_loss)}{over}")
+    path = checkpoint.path if len(checkpoint.path) <= 90 else "…" + checkpoint.path[-89:]
+    return "<br>".join([*lines, html.escape(path)])
+
+
+def locate(axis: Axis, series: Series, step: int) -> float | None:
+    """Where a step is on the horizontal axis, as far as the points of a series tell; None without any."""
+    if axis.kind == "step":
+        return float(step)
+    return _between([float(s) for s in series.step], axis.of(series), float(step))
+
+
+def refine(coarse: Series, fine: Series) -> Series:
+    """A series with the points of a finer one in place of its own where that one reaches; the summary stays."""
+    if not fine.step:
+        return coarse
+    first, last = fine.step[0], fine.step[-1]
+    before = bisect_left(coarse.step, first)
+    after = bisect_left(coarse.step, last + 1)
+    columns = {
+        name: [*getattr(coarse, name)[:before], *getattr(fine, name), *getattr(coarse, name)[after:]]
+        for name in ("step", "tokens", "time", "value")
+    }
+    return coarse.model_copy(update=columns)
 
 
 def _between(

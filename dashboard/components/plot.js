@@ -28,7 +28,7 @@ function resolver(element) {
   };
   const walk = (value, key) => {
     if (typeof value === "string") return /color$/.test(key) && value[0] === "@" ? (known[value] ??= resolve(value)) : value;
-    if (Array.isArray(value)) return value.length && typeof value[0] === "object" ? value.map((item) => walk(item, key)) : value;
+    if (Array.isArray(value)) return value.length && (typeof value[0] === "object" || /color$/.test(key)) ? value.map((item) => walk(item, key)) : value;
     if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, walk(v, k)]));
     return value;
   };

@@ -14,7 +14,7 @@ DEMO = "debug"
 DEMO_GRID = """
 grid:
   model.emb_dim: [16, 64]
-  orchestration.seed: [0, 1]
+  orchestration.utils.seed: [0, 1]
 """
 """Two widths with two seeds each: enough to compare, done in a minute or two."""
 DEMO_NAME = "first-sweep"
