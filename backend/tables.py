@@ -179,6 +179,7 @@ class Worker(Base):
     cpus: Mapped[int | None]
     memory_gb: Mapped[float | None]
     labels: Mapped[list[str]]
+    problems: Mapped[list[str]] = mapped_column(doc="what people should know of it, in its own words")
     draining: Mapped[bool] = mapped_column(doc="it has said so itself")
     drain_requested: Mapped[bool] = mapped_column(doc="somebody has asked it to take nothing more")
     syncs: Mapped[int] = mapped_column(BigInt, doc="number of the newest sync: an older one that still waits is void")

@@ -67,6 +67,7 @@ class WorkerService:
             cpus=row.cpus,
             memory_gb=row.memory_gb,
             labels=row.labels,
+            problems=row.problems,
             last_seen_at=row.last_seen_at,
         )
 

@@ -27,6 +27,9 @@ class WorkerRegistration(Request):
     cpus: int | None = Field(default=None, ge=0, le=100_000)
     memory_gb: float | None = Field(default=None, ge=0, le=1e6)
     labels: list[Annotated[Label, Field(max_length=64)]] = Field(default=[], max_length=64)
+    problems: list[Annotated[Label, Field(max_length=1000)]] = Field(
+        default=[], max_length=100, description="what people should know of it: a full run root, runs it was not given"
+    )
 
 
 class WorkerTerms(Response):
@@ -145,4 +148,5 @@ class Worker(Response):
     cpus: int | None = None
     memory_gb: float | None = None
     labels: list[str] = []
+    problems: list[str] = []
     last_seen_at: datetime
