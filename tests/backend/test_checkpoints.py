@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import update
 
-from backend.checkpoints.files import CheckpointFiles
+from backend.checkpoints.files import Archive, find_files
 from backend.deps import Context
 from backend.tables import Checkpoint
+from nanollama.api import schemas
 from nanollama.api.client import Client
 from nanollama.api.errors import Conflict, NotFound
+from nanollama.spec.checkpoint_folder import CheckpointFolder
 from tests.support.service import Caller, checkpoint_line
+from tests.support.waiting import eventually
 
 
 @dataclasses.dataclass
@@ -103,9 +109,13 @@ def test_a_path_that_a_worker_made_up_is_left_alone(world: World) -> None:
     world.caller.end(world.lease, "SUCCEEDED")
     for path in paths(world):
         world.report(path)
-        for call in (world.client.pin_checkpoint, world.client.delete_checkpoint, world.client.checkpoint_files):
-            with pytest.raises(Conflict, match="--run-roots"):
-                call(world.run_id, 5)
+        with pytest.raises(Conflict, match="--run-roots"):
+            world.client.checkpoint_files(world.run_id, 5)
+        with pytest.raises(Conflict, match="--run-roots"):
+            list(world.client.download_checkpoint(world.run_id, 5))
+        assert world.client.delete_checkpoint(world.run_id, 5).pending == "delete"  # left to the worker, who knows
+        assert world.client.pin_checkpoint(world.run_id, 5).pending == "pin"
+        assert world.client.pin_checkpoint(world.run_id, 5, pinned=False).pending == "unpin"
     assert (world.folder / "model.pt").exists()
     assert not (world.folder / "pinned").exists()
 
@@ -151,5 +161,123 @@ def test_files_that_are_gone(world: World) -> None:
 
 
 def test_a_service_without_run_roots_touches_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Conflict, match="--run-roots"):
-        CheckpointFiles((), "r", 5, str(tmp_path))
+    assert find_files((), "r", 5, str(tmp_path)) is None
+
+
+def test_a_checkpoint_is_downloaded_as_one_file(world: World, tmp_path: Path) -> None:
+    (world.folder / "empty").touch()
+    (world.folder / "pinned").touch()
+    (world.folder / "link").symlink_to(world.root.parent / "secret")
+    (world.folder / "manifest.json").write_bytes(b"x" * 512)
+    data = b"".join(world.client.download_checkpoint(world.run_id, 5))
+    reply = world.caller.http.get(f"/runs/{world.run_id}/checkpoints/5/archive")
+    assert reply.headers["Content-Length"] == str(len(data))
+    assert reply.headers["Content-Disposition"] == f'attachment; filename="{world.run_id}-5.tar"'
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out" / "0000000005").iterdir()}
+    assert found == {"empty": b"", "manifest.json": b"x" * 512, "model.pt": b"weights" * 1000}
+
+
+def test_a_download_that_falls_short_does_not_look_complete(world: World) -> None:
+    archive = Archive(CheckpointFolder(world.root, world.run_id, 5))
+    (world.folder / "model.pt").write_bytes(b"less")
+    with pytest.raises(OSError, match="has lost 6,996 bytes"):
+        list(archive)
+
+
+# -- by a worker, where the service reaches no files ----------------------------------------------------------------
+
+
+@pytest.fixture
+def far(world: World, served: tuple[FastAPI, str]) -> World:
+    """The same, but only the worker reaches the checkpoint."""
+    served[0].state.context = world.context
+    return world
+
+
+def commands(far: World, worker: str = "w", *held: dict[str, Any], **fields: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = far.caller.sync(worker, *held, **fields)["commands"]
+    return found
+
+
+def test_a_pin_is_left_to_a_worker_of_the_pool(far: World) -> None:
+    assert far.client.checkpoints(far.run_id)[0].pinned is None
+    answer = far.client.pin_checkpoint(far.run_id, 5)
+    assert (answer.pending, answer.pinned) == ("pin", None)
+    far.caller.register("stranger", pool="other")
+    assert commands(far, "stranger") == []
+    assert commands(far, "w", far.lease, draining=True) == []
+    (command,) = commands(far, "w", far.lease)
+    assert (command["run_id"], command["step"], command["kind"]) == (far.run_id, 5, "pin")
+    assert command["by"] == "anyone on this machine"
+    assert commands(far, "w", far.lease) == [command]  # until it has said what became of it
+    done = {**command, "problem": None}
+    for _ in range(2):
+        assert commands(far, "stranger", done=[done]) == []
+    assert far.client.checkpoints(far.run_id)[0].pending == "pin"  # another pool's word counts for nothing
+    for _ in range(2):
+        assert commands(far, "w", far.lease, done=[done]) == []
+        saved = far.client.checkpoints(far.run_id)[0]
+        assert (saved.pending, saved.pinned) == (None, True)
+    (event,) = [event for event in far.client.events(far.run_id) if event.kind == "checkpoint_pinned"]
+    assert (event.step, event.message) == (5, "by anyone on this machine, through worker w")
+    far.caller.end(far.lease, "SUCCEEDED")
+    with pytest.raises(Conflict, match="pinned; unpin it first"):
+        far.client.delete_checkpoint(far.run_id, 5)
+
+
+def test_a_worker_that_cannot_says_why(far: World) -> None:
+    far.client.pin_checkpoint(far.run_id, 5)
+    (command,) = commands(far, "w", far.lease)
+    commands(far, "w", far.lease, done=[{**command, "problem": "its files are gone"}])
+    saved = far.client.checkpoints(far.run_id)[0]
+    assert (saved.pending, saved.pinned) == (None, None)
+    (event,) = [event for event in far.client.events(far.run_id) if event.kind == "warning"]
+    assert event.message == "the checkpoint of step 5 could not be pinned: its files are gone"
+
+
+def test_the_newest_wish_counts_and_what_was_done_is_noted_all_the_same(far: World) -> None:
+    with pytest.raises(Conflict, match="has not ended"):
+        far.client.delete_checkpoint(far.run_id, 5)
+    far.caller.end(far.lease, "CANCELLED")
+    assert far.client.delete_checkpoint(far.run_id, 5).pending == "delete"
+    (first,) = commands(far)
+    assert far.client.pin_checkpoint(far.run_id, 5).pending == "pin"
+    with pytest.raises(Conflict, match="pinned"):
+        far.client.delete_checkpoint(far.run_id, 5)
+    (second,) = commands(far)
+    assert (second["kind"], second["id"] == first["id"]) == ("pin", False)
+    commands(far, done=[{**first, "problem": None}])  # the first had been carried out
+    saved = far.client.checkpoints(far.run_id)[0]
+    assert (saved.removed, saved.pending) == (True, "pin")
+    commands(far, done=[{**second, "problem": "its files are gone"}])
+    assert far.client.checkpoints(far.run_id)[0].pending is None
+
+
+def test_nothing_is_deleted_of_a_run_that_goes_on_again(far: World) -> None:
+    far.caller.end(far.lease, "FAILED")
+    far.client.delete_checkpoint(far.run_id, 5)
+    far.client.retry(far.run_id)
+    assert commands(far) == []
+    assert far.client.checkpoints(far.run_id)[0].pending == "delete"
+    far.client.cancel(far.run_id)
+    assert [command["kind"] for command in commands(far)] == ["delete"]
+
+
+def test_a_command_wakes_a_worker_that_waits(far: World) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(commands, far, "w", far.lease, wait_seconds=30)
+        eventually(lambda: far.context.notifier.waiting > 0, what="the long poll")
+        far.client.pin_checkpoint(far.run_id, 5)
+        assert [command["kind"] for command in waiting.result(20)] == ["pin"]
+
+
+def test_a_worker_is_given_a_few_at_a_time(far: World) -> None:
+    events = checkpoint_line(0, 5) + b"".join(checkpoint_line(i, 10 + i) for i in range(1, 30))
+    far.caller.put(far.lease, "events.jsonl", events)
+    for step in range(11, 40):
+        far.client.pin_checkpoint(far.run_id, step)
+    found = commands(far, "w", far.lease)
+    assert [command["step"] for command in found] == list(range(11, 31))
+    assert [schemas.Command.model_validate(command).kind for command in found] == ["pin"] * 20
