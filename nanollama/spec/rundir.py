@@ -179,6 +179,7 @@ class Provenance(_Record):
     git_sha: str | None = Field(default=None, description="commit of the checkout; None where there is none")
     git_diff_sha256: str | None = Field(default=None, description="of `git diff HEAD`; None when nothing differs")
     packages: dict[str, str] = Field(default={}, description="installed distributions and their versions")
+    snapshot: str | None = Field(default=None, description="folder with the code, under the run root's .code")
 
 
 class Proc(_Record):

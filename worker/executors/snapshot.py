@@ -16,8 +16,8 @@ from pathlib import Path
 
 import nanollama
 import worker
-from nanollama.spec.provenance import GIT_SECONDS
-from nanollama.spec.rundir import sync_directory
+from nanollama.spec.provenance import GIT_SECONDS, find_provenance
+from nanollama.spec.rundir import PROVENANCE, Provenance, sync_directory
 from worker.executors.base import Refused
 
 CODE = ".code"
@@ -70,6 +70,8 @@ def take_snapshot(code: Path) -> str:
     growing = Path(tempfile.mkdtemp(prefix=".growing-", dir=code))
     try:
         growing.chmod(0o755)
+        provenance = find_provenance().model_copy(update={"snapshot": folder.name})
+        (growing / PROVENANCE).write_text(provenance.model_dump_json(indent=2))
         for name, content in contents.items():
             place = growing / name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,11 @@ def take_snapshot(code: Path) -> str:
     if not folder.is_dir():
         raise OSError(f"cannot write the code to {folder}")
     return folder.name
+
+
+def provenance_of(folder: Path) -> Provenance:
+    """With what, and where, a snapshot was taken."""
+    return Provenance.model_validate_json((folder / PROVENANCE).read_bytes())
 
 
 def find_code() -> Iterator[tuple[str, Path]]:
