@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 
 from nanollama.api.errors import ApiError, Conflict, NotFound, OffsetMismatch, StaleEpoch
-from nanollama.api.schemas import Lease, SyncReply, SyncRequest, TransitionRequest
+from nanollama.api.schemas import Command, CommandDone, Lease, SyncReply, SyncRequest, TransitionRequest
 from nanollama.api.status import ATTEMPT_TRANSITIONS, AttemptState
 
 
@@ -54,6 +54,8 @@ class LeaseService:
         self.attempts: dict[str, StoredAttempt] = {}
         self.workers: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, str]] = []
+        self.commands: dict[str, Command] = {}  # given until they are done
+        self.done: list[CommandDone] = []
         self.away = False
         self.lose_replies = 0
         self.upload_seconds = upload_seconds
@@ -128,14 +130,18 @@ class LeaseService:
         if worker not in self.workers:
             raise NotFound(f"no worker {worker}")
         deadline = time.monotonic() + request.wait_seconds * self._patient
+        self.done += request.done
+        for done in request.done:
+            self.commands.pop(done.id, None)
         while True:
             reply = self._answer(worker, request)
-            if reply.leases or reply.lost or reply.cancel or not self._changed.wait(deadline - time.monotonic()):
+            news = reply.leases or reply.lost or reply.cancel or reply.commands
+            if news or not self._changed.wait(deadline - time.monotonic()):
                 return reply
 
     def _answer(self, worker: str, request: SyncRequest) -> SyncReply:
         held = {item.attempt_id: item.epoch for item in request.held}
-        reply = SyncReply(upload_seconds=self.upload_seconds)
+        reply = SyncReply(upload_seconds=self.upload_seconds, commands=list(self.commands.values()))
         free = request.free_slots
         for attempt_id, attempt in self.attempts.items():
             live = not attempt.state.terminal
