@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanollama.api.calls.catalogue import CatalogueCalls
 from nanollama.api.calls.checkpoints import CheckpointCalls
 from nanollama.api.calls.experiments import ExperimentCalls
 from nanollama.api.calls.metrics import MetricCalls
@@ -20,6 +21,7 @@ __all__ = ["DEFAULT_URL", "Client", "server_url"]
 class Client(
     SpecCalls,
     ExperimentCalls,
+    CatalogueCalls,
     RunCalls,
     CheckpointCalls,
     MetricCalls,

@@ -1,6 +1,18 @@
 """Requests and responses of the REST API, one file for each of its resources."""
 
 from nanollama.api.schemas.base import ErrorBody, Label, Number, Numbers, Request, Response
+from nanollama.api.schemas.catalogue import (
+    GSSM,
+    MAX_DATASETS,
+    SHOWN_OF_GSSM,
+    Bound,
+    ByPosition,
+    Dataset,
+    DatasetReport,
+    DatasetReports,
+    GSSMDetail,
+    GSSMPage,
+)
 from nanollama.api.schemas.checkpoints import ByPosition, Checkpoint, CheckpointFile, CommandKind, Evaluation
 from nanollama.api.schemas.experiments import (
     SHOWN_RUNS,
@@ -41,7 +53,7 @@ from nanollama.api.schemas.runs import (
     RunSelection,
 )
 from nanollama.api.schemas.service import Health
-from nanollama.api.schemas.specs import SpecInput, Template, Validation
+from nanollama.api.schemas.specs import SHOWN_NAMES, Estimate, SpecInput, Template, Validation
 from nanollama.api.schemas.streams import LogTail, StreamInfo
 from nanollama.api.schemas.tokens import NewToken, ScopeName, Token, TokenCreate
 from nanollama.api.schemas.workers import (
@@ -59,12 +71,17 @@ from nanollama.api.schemas.workers import (
 )
 
 __all__ = [
+    "GSSM",
+    "MAX_DATASETS",
     "MAX_POINTS",
     "MAX_RUNS",
     "MAX_TAGS",
+    "SHOWN_NAMES",
+    "SHOWN_OF_GSSM",
     "SHOWN_RUNS",
     "Archive",
     "Attempt",
+    "Bound",
     "Budgets",
     "ByPosition",
     "Checkpoint",
@@ -73,7 +90,11 @@ __all__ = [
     "Command",
     "CommandDone",
     "CommandKind",
+    "Dataset",
+    "DatasetReport",
+    "DatasetReports",
     "ErrorBody",
+    "Estimate",
     "Evaluation",
     "Event",
     "Experiment",
@@ -81,6 +102,8 @@ __all__ = [
     "ExperimentDetail",
     "ExperimentPage",
     "ExperimentPatch",
+    "GSSMDetail",
+    "GSSMPage",
     "Health",
     "Held",
     "Label",

@@ -26,6 +26,31 @@ class SpecInput(Request):
         return self
 
 
+SHOWN_NAMES = 50
+
+
+class Estimate(Response):
+    """What the runs of a spec would cost. Hours are guessed from past runs, and absent where there are none like them.
+
+    Such runs have the same learner, device, ranks and arithmetic, and about as many parameters; those that come
+    nearest count, by the operations that they did in a second.
+    """
+
+    parameters: int = Field(description="of the first run's learner")
+    flops_per_token: float = Field(description="matrix products, forward and backward, of the first run")
+    tokens_per_run: int = Field(description="predicted tokens of the first run")
+    total_tokens: int = Field(description="of all runs")
+    hours_per_run: float | None = Field(default=None, description="of the first run")
+    total_hours: float | None = Field(default=None, description="of all runs, one after the other")
+    based_on: int = Field(default=0, description="past runs that the hours of the first run are guessed from")
+    bound_method: str | None = Field(default=None, description="how the sequences are scored with the true model")
+    bound_states: int | None = Field(default=None, description="joint states of the latents")
+    bound_seconds_per_batch: float | None = Field(default=None, description="of one core, to score one batch exactly")
+    bound_reason: str | None = Field(default=None, description="why the batches are not scored, or not priced")
+    vocab: int
+    gssm_hash: str | None = None
+
+
 class Validation(Response):
     """What the service thinks of a spec. `problems` is empty exactly when `valid`."""
 
@@ -36,6 +61,8 @@ class Validation(Response):
     num_runs: int = Field(default=0, description="runs that it describes")
     first_run: str | None = Field(default=None, description="name of the first run")
     last_run: str | None = None
+    names: list[str] = Field(default=[], description=f"of the first {SHOWN_NAMES} runs")
+    estimate: Estimate | None = Field(default=None, description="absent while the data file is not known")
     notes: list[Note] = Field(default=[], description="keys that have moved or mean nothing any more")
 
 
