@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nanollama.api import schemas
+from nanollama.api.calls.memory import Memory, question
 from nanollama.api.errors import ERRORS, ApiError, NotFound, Unavailable
 from nanollama.api.following import Message, read_messages
 from nanollama.spec.base import Problem, SpecError
@@ -58,6 +59,7 @@ class Transport:
         self.url = _checked_url(url or server_url())
         self._retries = retries
         self._timeout = timeout
+        self._memory = Memory()
         # trust_env off: a proxy of the environment must not swallow what is meant for loopback
         self._http = httpx.Client(
             base_url=self.url, timeout=timeout, transport=transport, trust_env=False, headers=_authorization(token)
@@ -136,6 +138,10 @@ class Transport:
             headers["Content-Type"] = "application/json"
         elif content is not None:
             headers["Content-Type"] = "application/octet-stream"
+        asked = question(path, params) if method == "GET" and not headers else None
+        known = self._memory.get(asked) if asked is not None else None
+        if known is not None:
+            headers["If-None-Match"] = known.headers["ETag"]
         tries = 1 + (self._retries if idempotent or method == "GET" else 0)
         for attempt in range(tries):
             last = attempt == tries - 1
@@ -154,7 +160,11 @@ class Transport:
                         f"no answer from {self.url} ({error}); is the service up? `n2n up` starts it"
                     ) from error
             else:
+                if reply.status_code == 304 and known is not None:
+                    return known
                 if reply.is_success:
+                    if asked is not None:
+                        self._memory.keep(asked, reply)
                     return reply
                 if last or reply.status_code not in (502, 503, 504):
                     raise read_error(reply)
