@@ -63,7 +63,7 @@ class GSSMPage(Response):
     next_cursor: str | None = None
 
 
-class ByPosition(Response):
+class EntropyCurve(Response):
     """Entropy of each token given those before it, in nats: at some positions where there are very many."""
 
     positions: list[int]
@@ -75,7 +75,7 @@ class GSSMDetail(GSSM):
     """A true model with its graph, its entropy by position and the runs on it."""
 
     config: dict[str, Any] = Field(description="the `data` section of a config that trains on it")
-    by_position: ByPosition | None = None
+    by_position: EntropyCurve | None = None
     runs: list[Run] = Field(default=[], description=f"the newest {SHOWN_OF_GSSM} runs on it")
 
 
