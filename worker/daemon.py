@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import select
-import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
 
 from nanollama import __version__
 from nanollama.api.client import Client
-from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthorized
+from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthorized, Unavailable
 from nanollama.api.schemas import Lease, SyncReply, SyncRequest, TransitionRequest, WorkerRegistration, WorkerTerms
 from nanollama.api.status import AttemptState
+from nanollama.spec.base import SpecError
 from nanollama.spec.rundir import EXIT_BAD_INPUT
 from worker.commands import Commands
+from worker.crew import Crew
 from worker.executors.base import Executor, Refused, attempt_directory
 from worker.job import Job
 from worker.journal import Journal, Record
 from worker.outcome import Ending
 from worker.pace import Backoff, Pace
-from worker.settings import Settings
+from worker.settings import Settings, read_token
+from worker.signals import Signals
+from worker.watch import FindStrays, Watch
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,12 @@ REPORT_SECONDS = 5.0
 """How long jobs that have been stopped get to tell the service; the journal keeps what is left."""
 
 _MAX_WAIT_SECONDS = 30.0
+_NEWER = frozenset({"accelerators", "cpus", "memory_gb", "labels", "problems"})
+"""Fields of a registration without which services of older versions take it too."""
 
 
-class _NotAccepted(Exception):
-    """The service refuses the registration; to try again would change nothing."""
+class NotAccepted(Exception):
+    """The service refuses the registration, and nothing depends on this worker: to try again would change nothing."""
 
 
 class Daemon:
@@ -50,7 +53,8 @@ class Daemon:
         journal: what it remembers.
         client: connection to the service.
         executor: executes attempts.
-        follow: sets a job going.
+        find_strays: finds what executes below the run root, by attempt; see Watch.
+        follow: sets a job going; when absent, threads of the daemon's own follow it.
         clock: tells the jobs the time in seconds, from any origin.
     """
 
@@ -61,14 +65,16 @@ class Daemon:
         journal: Journal,
         client: Client,
         executor: Executor,
-        follow: Callable[[Job], None] = Job.start,
+        find_strays: FindStrays = dict,
+        follow: Callable[[Job], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._journal = journal
         self._client = client
         self._executor = executor
-        self._start_job = follow
+        self._crew = Crew()
+        self._start_job = follow or self._crew.add
         self._clock = clock
         self._pace = Pace()
         self._jobs: dict[str, Job] = {}
@@ -77,14 +83,19 @@ class Daemon:
         self._closed = threading.Event()
         self._introduced = False  # whether the service knows what is held: only then is more asked for
         self._terms: WorkerTerms | None = None
-        self._signals = _Signals()
+        self._signals = Signals()
         self._failure: str | None = None
         self._commands = Commands(settings.run_root, self._holds)
+        self._watch = Watch(settings.run_root, find_strays, self._held_ids)
+        self._reported_problems: list[str] = []
+        self._accepted = False  # whether the service has ever taken this worker
+        self._withheld: frozenset[str] = frozenset()  # fields of the registration that the service does not know
 
     def run(self) -> int:
         """Work until a signal comes; returns the exit code. To be called from the main thread."""
         with self._signals:
             self.resume()
+            self._crew.add(self._watch)
             threading.Thread(target=self._sync_forever, name="sync", daemon=True).start()
             self._signals.wait()
             return self._leave()
@@ -101,7 +112,7 @@ class Daemon:
             ApiError: the service is away, or refuses.
         """
         try:
-            if self._terms is None:
+            if self._terms is None or self._watch.problems != self._reported_problems:
                 self._register()
             request = self._request()
             reply = self._client.sync(self._journal.worker_id, request)
@@ -114,17 +125,22 @@ class Daemon:
     # -- talking to the service --------------------------------------------------------------------------------------
 
     def _sync_forever(self) -> None:
-        backoff = Backoff()
+        backoff, said = Backoff(), ""
         while not self._closed.is_set():
             try:
                 self.sync()
-            except _NotAccepted as error:
+            except NotAccepted as error:
                 self._failure = str(error)
                 self._signals.wake()
                 return
-            except ApiError as error:
-                if not backoff.failing:
-                    log.warning("%s; jobs go on, trying again", error)
+            except (ApiError, OSError, sqlite3.Error) as error:
+                if isinstance(error, Unauthorized):
+                    self._renew_token()
+                if isinstance(error, Unavailable | Unauthorized):
+                    self._pace.unreachable(self._clock())
+                if said != type(error).__name__:  # each kind of trouble once
+                    said = type(error).__name__
+                    log.warning("%s; jobs go on, trying again", self._in_words(error))
                 self._closed.wait(backoff.next())
             except Exception:
                 if self._closed.is_set():
@@ -134,11 +150,61 @@ class Daemon:
             else:
                 if backoff.failing:
                     log.info("the service answers again")
+                    said = ""
                 backoff.reset()
+                self._pace.reached()
+
+    def _in_words(self, error: Exception) -> str:
+        """What went wrong while talking to the service, and what to do about it."""
+        if isinstance(error, Unauthorized):
+            file = self._settings.token_file
+            where = f"put another into {file}" if file else "name a file with --token-file, or set $N2N_TOKEN"
+            return f"the service does not accept this worker's token ({error}) - {where}"
+        if isinstance(error, sqlite3.Error | OSError):
+            return f"cannot write in {self._settings.home}: {error} - is the disk full?"
+        return str(error)
+
+    def _renew_token(self) -> None:
+        """Use what the token file holds now: somebody may have put another token into it."""
+        if self._settings.token_file is not None:
+            with contextlib.suppress(SpecError):
+                self._client.use_token(read_token(self._settings.token_file))
 
     def _register(self) -> None:
+        problems = self._watch.problems
+        registration = self._registration(problems)
+        try:
+            known = {name for name in WorkerRegistration.model_fields if name not in self._withheld}
+            sent = WorkerRegistration.model_validate(registration.model_dump(include=known))
+            terms = self._client.register(self._journal.worker_id, sent)
+        except InvalidRequest as error:
+            unknown = {p.path.rpartition(".")[2] for p in error.problems if p.message == "unknown key"} & _NEWER
+            if unknown <= self._withheld:
+                raise self._refused(error) from error
+            self._withheld |= unknown
+            log.warning("the service is of an older version and does not know: %s", ", ".join(sorted(unknown)))
+            self._register()
+            return
+        except NotFound as error:
+            message = f"{self._client.url} takes no workers: it is of an older version, or another service ({error})"
+            raise Unavailable(message) from error
+        except (Unauthorized, Forbidden, Conflict) as error:
+            raise self._refused(error) from error
+        if self._terms is None:
+            log.info("registered with %s as %s (%s)", self._client.url, self._settings.name, self._journal.worker_id)
+            self._introduced = False
+        self._terms, self._reported_problems, self._accepted = terms, problems, True
+        self._pace.upload_seconds = terms.upload_seconds
+
+    def _refused(self, error: ApiError) -> Exception:
+        """The end of the worker when it has just been set up; with runs in its hands it stays, and goes on trying."""
+        if self._accepted or self._all_jobs():
+            return error
+        return NotAccepted(f"the service does not accept this worker: {self._in_words(error)}")
+
+    def _registration(self, problems: list[str]) -> WorkerRegistration:
         settings = self._settings
-        registration = WorkerRegistration(
+        return WorkerRegistration(
             name=settings.name,
             pool=settings.pool,
             executor=self._executor.kind,
@@ -151,21 +217,16 @@ class Daemon:
             cpus=settings.cpus,
             memory_gb=settings.memory_gb,
             labels=list(settings.labels),
+            problems=problems,
         )
-        try:
-            self._terms = self._client.register(self._journal.worker_id, registration)
-        except (InvalidRequest, Unauthorized, Forbidden, Conflict) as error:
-            raise _NotAccepted(f"the service does not accept this worker: {error}") from error
-        self._pace.upload_seconds = self._terms.upload_seconds
-        self._introduced = False
-        log.info("registered with %s as %s (%s)", self._client.url, settings.name, self._journal.worker_id)
 
     def _request(self) -> SyncRequest:
         assert self._terms is not None
         draining = self._draining.is_set()
         with self._lock:
             held = [job.held for job in self._jobs.values()]
-        free = 0 if draining or not self._introduced else max(0, self._settings.slots - len(held))
+        idle = draining or not self._introduced or self._watch.unusable is not None
+        free = 0 if idle else max(0, self._settings.slots - len(held))
         wait = min(self._terms.heartbeat_seconds, _MAX_WAIT_SECONDS) if free else BUSY_WAIT_SECONDS
         wait = wait if self._introduced else 0.0
         request = SyncRequest(held=held, free_slots=free, wait_seconds=wait, draining=draining)
@@ -224,6 +285,8 @@ class Daemon:
             pace=self._pace,
             grace=self._settings.grace,
             on_over=self._on_over,
+            wake=self._crew.wake,
+            allowed=self._settings.allowed,
             untouched=untouched,
             clock=self._clock,
         )
@@ -239,6 +302,10 @@ class Daemon:
     def _take_out(self, attempt_id: str) -> Job | None:
         with self._lock:
             return self._jobs.pop(attempt_id, None)
+
+    def _held_ids(self) -> set[str]:
+        with self._lock:
+            return set(self._jobs)
 
     def _holds(self, run_id: str) -> bool:
         """Whether an attempt of a run is held."""
@@ -264,8 +331,7 @@ class Daemon:
         left = self._all_jobs()
         for job in left:
             job.detach()
-        for job in left:
-            job.join(SECOND_SIGNAL_SECONDS)
+        self._crew.close(SECOND_SIGNAL_SECONDS)
         self._closed.set()
         log.info("ended; runs left to the next worker of this pool: %d", len(left))
         return 0 if self._failure is None else EXIT_BAD_INPUT
@@ -294,45 +360,3 @@ class Daemon:
             elif now >= deadline:
                 log.warning("the service does not answer; the next start of this worker reports how the runs ended")
                 return
-
-
-class _Signals:
-    """SIGINT and SIGTERM as bytes in a pipe, to be waited for in the main thread. Use as a context manager.
-
-    The pipe is written to by the interpreter's own handler, whichever thread the kernel has chosen for it. A lock or a
-    queue would not do: of two signals in quick succession the second may go to another thread, and a main thread that
-    sleeps on a lock then sleeps on.
-    """
-
-    def __init__(self) -> None:
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-
-    def __enter__(self) -> _Signals:
-        self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup_before)
-
-    def wake(self) -> None:
-        """End a wait as a signal would."""
-        os.write(self._write_end, b"\0")
-
-    def wait(self, seconds: float | None = None) -> bool:
-        """Take one signal, waiting for it up to some seconds or for ever; False when none has come."""
-        readable, _, _ = select.select([self._read_end], [], [], seconds)
-        return bool(readable and os.read(self._read_end, 1))
-
-    def __del__(self) -> None:
-        os.close(self._read_end)
-        os.close(self._write_end)
-
-
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """What the interpreter has written to the pipe is enough."""

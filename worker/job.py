@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from nanollama.api.client import Client
-from nanollama.api.errors import ApiError, Conflict, NotFound, StaleEpoch
+from nanollama.api.errors import ApiError, Conflict, NotFound, StaleEpoch, Unauthorized, Unavailable
 from nanollama.api.schemas import Held, TransitionRequest
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import PROVENANCE, STOP_REQUESTED, Provenance
-from worker.executors.base import Attempt, Executor, Forbidder, Phase, Refused, Status
+from worker.allow import Allowed
+from worker.executors.base import Attempt, Busy, Executor, Forbidder, Phase, Refused, Status
 from worker.journal import Journal, Record
 from worker.outcome import Ending, Outcome, judge
 from worker.pace import Backoff, Pace
@@ -34,7 +35,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 class Job:
-    """An attempt that this worker holds, followed in a thread of its own.
+    """An attempt that this worker holds; a task for a crew of threads that follow all of them.
 
     Args:
         record: the attempt, as it is in the journal.
@@ -44,6 +45,8 @@ class Job:
         pace: how often to ship.
         grace: seconds that a run which is interrupted has to save and stop by itself.
         on_over: called when the job is over for this worker: reported, or lost to another.
+        wake: called when a step is due at once.
+        allowed: what may be started here.
         untouched: whether nobody can have started it before: no earlier life of this worker, no other worker.
         clock: tells the time in seconds, from any origin.
     """
@@ -58,6 +61,8 @@ class Job:
         pace: Pace,
         grace: float,
         on_over: Callable[[Job], None],
+        wake: Callable[[Job], None] = lambda _job: None,
+        allowed: Allowed | None = None,
         untouched: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,13 +78,21 @@ class Job:
         self._pace = pace
         self._grace = grace
         self._on_over = on_over
+        self._wake = wake
+        self._allowed = allowed or Allowed()
         self._untouched = untouched
         self._clock = clock
-        self._shipper = Shipper(record.directory, self._put)
+        attempt_id = lease.attempt_id
+        self._shipper = Shipper(
+            record.directory,
+            self._put,
+            journal.splices(attempt_id),
+            lambda name, splice: journal.splice(attempt_id, name, splice),
+        )
         self._lock = threading.Lock()  # guards the record
-        self._wake = threading.Event()
         self._detached = self._lost = self._reported = self._done = self._hurry = False
         self._outcome: Outcome | None = None
+        self._busy = False  # whether it waits for something that other runs of this worker use
         self._stuck_since: float | None = None  # since when its directory cannot be used
         self._unknown: str | None = None  # why nobody knows what became of it
         self._said_unknown: str | None = None  # the same, as the service was told
@@ -89,7 +102,7 @@ class Job:
         self._escalation: list[tuple[float, Callable[[], None]]] | None = None
         self._backoff = Backoff()
         self._next_talk = 0.0
-        self._thread = threading.Thread(target=self._run, name=f"job-{lease.attempt_id}", daemon=True)
+        self._reports = journal.pending(record)  # as in the journal: to be sent, in this order
 
     # -- what others may call --------------------------------------------------------------------------------------
 
@@ -108,10 +121,6 @@ class Job:
         """Whether it is reported, or lost to another."""
         return self._done
 
-    def start(self) -> None:
-        """Begin to follow it."""
-        self._thread.start()
-
     def end(self, ending: Ending, *, hurry: bool = False) -> None:
         """Ask for its end: for good, or for now. With `hurry` it gets no time to save."""
         with self._lock:
@@ -122,45 +131,42 @@ class Job:
             if hurry and not self._hurry:
                 self._hurry = True
                 self._escalation = None
-        self._wake.set()
+        self._wake(self)
 
     def lose(self) -> None:
         """The lease is gone: forget it and leave its process alone, it is another's now."""
         self._lost = True
-        self._wake.set()
+        self._wake(self)
 
     def detach(self) -> None:
         """Stop following it; it goes on, and the next life of the worker takes it up."""
         self._detached = True
-        self._wake.set()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the thread."""
-        self._thread.join(timeout)
+        self._wake(self)
 
     # -- the life ----------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while not (self._detached or self._done):
-            try:
-                self.tick()
-                pause = self._pause()
-            except (OSError, sqlite3.Error) as error:  # a full disk, a file system that is away: nothing is decided
-                if not self._detached:
-                    log.error("%s: %s; trying again", self._title, error)
-                pause = self._backoff.next()
-            except Exception:
-                if not self._detached:
-                    log.exception("%s: a bug in the worker; trying again", self._title)
-                pause = self._backoff.next()
-            self._wake.wait(pause)
-            self._wake.clear()
+    def step(self) -> float | None:
+        """Do what is due; the seconds until the next step, or None when the worker has nothing more to do with it."""
+        if self._detached or self._done:
+            return None
+        try:
+            self.tick()
+            pause = self._pause()
+        except (OSError, sqlite3.Error) as error:  # a full disk, a file system that is away: nothing is decided
+            if not self._detached:
+                log.error("%s: %s; trying again", self._title, error)
+            pause = self._backoff.next()
+        except Exception:
+            if not self._detached:
+                log.exception("%s: a bug in the worker; trying again", self._title)
+            pause = self._backoff.next()
+        return None if self._detached or self._done else pause
 
     def tick(self) -> None:
         """Do what is due, without waiting for anything but the service's answers."""
         if self._outcome is None and not self._lost:
             self._advance()
-        if self._clock() >= self._next_talk and not self._lost:
+        if self._clock() >= self._talk_at and not self._lost:
             self._talk()
         if self._lost or self._reported:
             if not self._reported:
@@ -170,10 +176,12 @@ class Job:
             self._on_over(self)
             self._done = True
 
+    @property
+    def _talk_at(self) -> float:
+        return max(self._next_talk, self._pace.resume_at)
+
     def _pause(self) -> float:
-        if self._done:
-            return 0.0
-        until_talk = max(0.0, self._next_talk - self._clock())
+        until_talk = max(0.0, self._talk_at - self._clock())
         return until_talk if self._outcome is not None else min(self._executor.look_seconds, until_talk)
 
     def _advance(self) -> None:
@@ -204,15 +212,20 @@ class Job:
 
     def _begin(self) -> None:
         """Start what has not been started."""
-        if self._record.state is not AttemptState.LEASED or self._journal.pending(self._record):
+        if self._record.state is not AttemptState.LEASED or self._reports:
             self._conclude(Status(Phase.VANISHED, reason=f"its files are gone from {self.attempt.directory}"))
             return
         try:
             if self._record.ending is not None:
                 self._executor.forbid(self.attempt, self._forbidder)  # the next look tells who has won
             else:
-                log.info("%s: starting in %s", self._title, self.attempt.directory)
+                self._allowed.check(self.attempt)
                 self._executor.start(self.attempt)
+                log.info("%s: started in %s", self._title, self.attempt.directory)
+        except Busy as busy:
+            if not self._busy:
+                log.info("%s: waits: %s", self._title, busy)
+            self._busy = True
         except Refused as refusal:
             self._give_up(Outcome(AttemptState.FAILED, str(refusal)))
         except OSError as error:
@@ -301,10 +314,7 @@ class Job:
         drained = False
         try:
             self._send_reports()
-            if self._unknown != self._said_unknown:
-                epoch = self._record.lease.epoch
-                self._client.report_unknown(self.attempt.id, epoch=epoch, reason=self._unknown)
-                self._said_unknown = self._unknown
+            self._report_unknown()
             drained = self._reported or self._silent or self._shipper.ship(final=self._outcome is not None)
             if drained and self._outcome is not None and not self._reported:
                 self._intend_outcome(self._outcome)
@@ -312,6 +322,8 @@ class Job:
         except (StaleEpoch, Conflict, NotFound) as error:
             log.warning("%s: %s", self._title, error)
             self._lost = True
+        except (Unavailable, Unauthorized):
+            self._pace.unreachable(self._clock())  # whoever syncs says so, once for all jobs
         except ApiError as error:
             if not self._backoff.failing:
                 log.warning("%s: %s; it goes on, and is reported later", self._title, error)
@@ -323,10 +335,24 @@ class Job:
 
     def _put(self, name: str, offset: int, data: bytes) -> int:
         lease = self._record.lease
-        return self._client.put_stream(lease.attempt_id, name, epoch=lease.epoch, offset=offset, data=data).length
+        length = self._client.put_stream(lease.attempt_id, name, epoch=lease.epoch, offset=offset, data=data).length
+        self._pace.reached()
+        return length
+
+    def _report_unknown(self) -> None:
+        """Tell whether somebody knows what has become of it, where that has changed."""
+        if self._unknown == self._said_unknown:
+            return
+        try:
+            self._client.report_unknown(self.attempt.id, epoch=self._record.lease.epoch, reason=self._unknown)
+        except NotFound:
+            # a service of an older version; one that has lost the attempt says so in a sync
+            if self._said_unknown is None:
+                log.warning("%s: %s; the service does not take note of it", self._title, self._unknown)
+        self._said_unknown = self._unknown
 
     def _announce_running(self) -> None:
-        if self._record.state in (AttemptState.LEASED, AttemptState.SUBMITTED) and not self._has_reports():
+        if self._record.state in (AttemptState.LEASED, AttemptState.SUBMITTED) and not self._reports:
             directory = self.attempt.directory
             self._intend(to=AttemptState.RUNNING, attempt_dir=str(directory), provenance=_provenance(directory))
 
@@ -336,12 +362,9 @@ class Job:
             reason = reason[:_REASON_CHARS]
         first = self._record.state is AttemptState.LEASED
         again = self._record.state is AttemptState.SUBMITTED and reason != self._waiting
-        if (first or (again and self._clock() >= self._next_waiting)) and not self._has_reports():
+        if (first or (again and self._clock() >= self._next_waiting)) and not self._reports:
             self._intend(to=AttemptState.SUBMITTED, reason=reason, attempt_dir=str(self.attempt.directory))
             self._waiting, self._next_waiting = reason, self._clock() + SAME_SECONDS
-
-    def _has_reports(self) -> bool:
-        return bool(self._journal.pending(self._record))
 
     def _intend_outcome(self, outcome: Outcome) -> None:
         reason = outcome.reason[:_REASON_CHARS] if outcome.reason else None
@@ -349,13 +372,18 @@ class Job:
 
     def _intend(self, **report: Any) -> None:
         epoch, transition_id = self._record.lease.epoch, uuid.uuid4().hex
-        self._journal.intend(self._record, TransitionRequest(transition_id=transition_id, epoch=epoch, **report))
+        request = TransitionRequest(transition_id=transition_id, epoch=epoch, **report)
+        self._journal.intend(self._record, request)
+        self._reports.append(request)
 
     def _send_reports(self) -> None:
-        for request in self._journal.pending(self._record):
+        while self._reports:
+            request = self._reports[0]
             self._client.transition(self.attempt.id, request)
+            self._pace.reached()
             with self._lock:
                 self._record = self._journal.acknowledge(self._record, request)
+            del self._reports[0]
             self._reported = request.to.terminal
 
 

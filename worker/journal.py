@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nanollama.api.schemas import Lease, TransitionRequest
 from nanollama.api.status import AttemptState
 from nanollama.spec.base import Problem, SpecError
 from worker.outcome import Ending
+from worker.shipping import Splice
 
 FILE = "worker.sqlite"
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE worker (id TEXT NOT NULL);
 CREATE TABLE attempts (
@@ -30,6 +33,18 @@ CREATE TABLE reports (
     attempt_id TEXT NOT NULL,
     epoch INTEGER NOT NULL,
     request TEXT NOT NULL
+);
+"""
+_SECOND = """
+CREATE TABLE devices (
+    attempt_id TEXT PRIMARY KEY,
+    names TEXT NOT NULL
+);
+CREATE TABLE splices (
+    attempt_id TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    splice TEXT NOT NULL,
+    PRIMARY KEY (attempt_id, stream)
 );
 """
 
@@ -77,12 +92,14 @@ class Journal:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            new_id = uuid.uuid4().hex
-            script = f"{_SCHEMA} INSERT INTO worker VALUES ('{new_id}'); PRAGMA user_version = {_VERSION};"  # noqa: S608 - a number and hexadecimal digits
-            self._db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
-        elif version != _VERSION:
+        if version > _VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, this worker writes version {_VERSION}")
+        script = ""
+        if version < 1:
+            script += f"{_SCHEMA} INSERT INTO worker VALUES ('{uuid.uuid4().hex}');"  # noqa: S608 - hexadecimal digits
+        if version < _VERSION:
+            script += f"{_SECOND} PRAGMA user_version = {_VERSION};"
+            self._db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
         (worker_id,) = self._db.execute("SELECT id FROM worker").fetchone()
         return str(worker_id)
 
@@ -110,6 +127,8 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             for table in ("reports", "attempts"):
                 self._db.execute(f"DELETE FROM {table} WHERE attempt_id = ? AND epoch = ?", record.key)  # noqa: S608 - two words of ours
+            unheld = "attempt_id = ? AND attempt_id NOT IN (SELECT attempt_id FROM attempts)"
+            self._db.execute(f"DELETE FROM splices WHERE {unheld}", record.key[:1])  # noqa: S608 - as above
 
     def held(self) -> list[Record]:
         """Every attempt that is held, oldest first."""
@@ -145,6 +164,39 @@ class Journal:
             statement = "UPDATE attempts SET state = ? WHERE attempt_id = ? AND epoch = ?"
             self._db.execute(statement, (request.to, *record.key))
         return replace(record, state=request.to)
+
+    # -- accelerators ------------------------------------------------------------------------------------------------
+
+    def assign(self, attempt_id: str, names: Sequence[str]) -> None:
+        """Remember which accelerators an attempt is given, before it is started."""
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO devices VALUES (?, ?)", (attempt_id, json.dumps(list(names))))
+
+    def assigned(self) -> dict[str, tuple[str, ...]]:
+        """The accelerators of each attempt that has been given some."""
+        with self._lock:
+            rows = self._db.execute("SELECT attempt_id, names FROM devices").fetchall()
+        return {attempt_id: tuple(json.loads(names)) for attempt_id, names in rows}
+
+    def unassign(self, attempt_id: str) -> None:
+        """Forget the accelerators of an attempt."""
+        with self._lock:
+            self._db.execute("DELETE FROM devices WHERE attempt_id = ?", (attempt_id,))
+
+    # -- streams -----------------------------------------------------------------------------------------------------
+
+    def splices(self, attempt_id: str) -> dict[str, Splice]:
+        """Where streams of an attempt go on after a remark, by name."""
+        query = "SELECT stream, splice FROM splices WHERE attempt_id = ?"
+        with self._lock:
+            rows = self._db.execute(query, (attempt_id,)).fetchall()
+        return {stream: Splice(**json.loads(splice)) for stream, splice in rows}
+
+    def splice(self, attempt_id: str, stream: str, splice: Splice) -> None:
+        """Remember, before it is sent, where a remark is put into a stream."""
+        values = (attempt_id, stream, json.dumps(asdict(splice)))
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO splices VALUES (?, ?, ?)", values)
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> SpecError:

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-
-
-@dataclass
-class Pace:
-    """What the service has asked for, shared by all jobs."""
-
-    upload_seconds: float = 1.0
+import threading
 
 
 class Backoff:
@@ -40,3 +33,35 @@ class Backoff:
     def reset(self) -> None:
         """It works again."""
         self._failures = 0
+
+
+class Pace:
+    """What all jobs share: how often the service wants to hear of each, and whether it can be reached at all.
+
+    While it cannot, nobody talks to it but one try after a pause that grows; otherwise 500 jobs would each try, and
+    fall upon it together when it is back.
+    """
+
+    def __init__(self) -> None:
+        self.upload_seconds = 1.0
+        self._lock = threading.Lock()
+        self._backoff = Backoff()
+        self._resume_at = 0.0
+
+    @property
+    def resume_at(self) -> float:
+        """When to talk to the service again, on the clock of those who say that it is away."""
+        return self._resume_at
+
+    def unreachable(self, now: float) -> None:
+        """It has not answered, for the reason that it is away; told by one of those who share the pause, or by all."""
+        with self._lock:
+            if now >= self._resume_at:
+                self._resume_at = now + self._backoff.next()
+
+    def reached(self) -> None:
+        """It has answered."""
+        if self._backoff.failing:
+            with self._lock:
+                self._backoff.reset()
+                self._resume_at = 0.0

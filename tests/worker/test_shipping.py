@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import tempfile
+import time
 import tracemalloc
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nanollama.api.errors import InvalidRequest, OffsetMismatch, Unavailable
 from worker import shipping
-from worker.shipping import Shipper
+from worker.shipping import Shipper, Splice
 
 LINES = st.lists(st.binary(max_size=40), min_size=1, max_size=4).map(b"".join)
 
@@ -163,15 +166,116 @@ def test_goes_back_to_where_the_service_is(tmp_path: Path) -> None:
     assert service.stored["stdout.log"] == b"one\ntwo\nthree\n"
 
 
-def test_a_shrunk_file_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Memory:
+    """What the journal keeps of splices."""
+
+    def __init__(self) -> None:
+        self.splices: dict[str, Splice] = {}
+
+    def shipper(self, directory: Path, service: Streams) -> Shipper:
+        return Shipper(directory, service.put, self.splices, self.splices.__setitem__)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def rotate(path: Path) -> None:
+    path.rename(path.with_suffix(".1"))
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(b"other bytes, and more of them\n" * 9)
+
+
+@pytest.mark.parametrize("how", [cut, rotate, rewrite])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_log_that_is_cut_or_replaced_goes_on_behind_a_remark(
+    tmp_path: Path, how: Callable[[Path], None], restarts: bool
+) -> None:
+    service, memory, path = Streams(), Memory(), tmp_path / "stdout.log"
+    shipper = memory.shipper(tmp_path, service)
+    path.write_bytes(b"first line\nsecond line\n")
+    shipper.ship()
+    how(path)
+    with open(path, "ab") as file:
+        file.write(b"third line\n")
+    service.lose_reply = True
+    with suppress(Unavailable):
+        shipper.ship()
+    if restarts:
+        shipper = memory.shipper(tmp_path, service)
+    with open(path, "ab") as file:
+        file.write(b"the en")
+    while not shipper.ship(final=True):
+        pass
+    before, _, after = bytes(service.stored["stdout.log"]).partition(b"[n2n] stdout.log was ")
+    assert before == b"first line\nsecond line\n"
+    remark, _, after = after.partition(b"\n")
+    assert remark.endswith(b"after 23 bytes of it had been sent; what it holds since then follows")
+    assert after == path.read_bytes()
+
+
+def test_it_can_be_cut_again_and_again(tmp_path: Path) -> None:
+    service, memory, path = Streams(), Memory(), tmp_path / "stdout.log"
+    shipper = memory.shipper(tmp_path, service)
+    for i in range(3):
+        path.write_bytes(f"round {i}\n".encode() * (5 - i))
+        assert shipper.ship()
+    lines = bytes(service.stored["stdout.log"]).decode().splitlines()
+    assert [line for line in lines if "n2n" not in line] == ["round 0"] * 5 + ["round 1"] * 4 + ["round 2"] * 3
+    assert len(lines) == 14
+
+
+@pytest.mark.parametrize("how", [cut, rotate, rewrite])
+def test_of_records_that_are_cut_or_replaced_no_more_is_sent_and_the_log_says_so(
+    tmp_path: Path, how: Callable[[Path], None]
+) -> None:
+    service, memory, path = Streams(), Memory(), tmp_path / "metrics" / "rank0.jsonl"
+    path.parent.mkdir()
+    (tmp_path / "stdout.log").write_bytes(b"hello\n")
+    shipper = memory.shipper(tmp_path, service)
+    path.write_bytes(b'{"seq":0}\n{"seq":1}\n')
+    shipper.ship()
+    shipper = memory.shipper(tmp_path, service)  # which does not know yet how much of the log the service has
+    shipper.ship()
+    how(path)
+    with open(path, "ab") as file:
+        file.write(b'{"seq":0}\n')
+    while not shipper.ship(final=True):
+        pass
+    assert service.stored["metrics/rank0.jsonl"] == b'{"seq":0}\n{"seq":1}\n'
+    log = bytes(service.stored["stdout.log"]).decode()
+    assert log.startswith("hello\n[n2n] no more of metrics/rank0.jsonl is sent: it was ")
+    assert log.count("\n") == 2
+
+
+def test_a_remark_needs_no_log(tmp_path: Path) -> None:
+    service = Streams()
+
+    def put(name: str, offset: int, data: bytes) -> int:
+        if name == "events.jsonl":
+            raise InvalidRequest("line 1 is no event")
+        return service.put(name, offset, data)
+
+    (tmp_path / "events.jsonl").write_bytes(b"nonsense\n")
+    shipper = Shipper(tmp_path, put)
+    while not shipper.ship(final=True):
+        pass
+    assert b"no more of events.jsonl is sent" in service.stored["stdout.log"]
+
+
+def test_a_new_file_is_found_although_folders_are_not_listed_each_time(tmp_path: Path) -> None:
     service = Streams()
     shipper = Shipper(tmp_path, service.put)
-    (tmp_path / "stdout.log").write_bytes(b"first life\n")
+    long_ago = time.time() - 100
+    (tmp_path / "stdout.log").write_bytes(b"a\n")
+    os.utime(tmp_path, (long_ago, long_ago))
     shipper.ship()
-    (tmp_path / "stdout.log").write_bytes(b"second\n")
-    assert shipper.ship(final=True)
-    assert service.stored["stdout.log"] == b"first life\n"
-    assert "shrunk to 7 bytes" in caplog.text
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank0.log").write_bytes(b"b\n")
+    shipper.ship()
+    assert sorted(service.stored) == ["logs/rank0.log", "stdout.log"]
 
 
 def test_one_refused_stream_does_not_hold_up_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,8 +288,11 @@ def test_one_refused_stream_does_not_hold_up_the_others(tmp_path: Path, caplog: 
 
     (tmp_path / "events.jsonl").write_bytes(b"nonsense\n")
     (tmp_path / "stdout.log").write_bytes(b"hello\n")
-    assert Shipper(tmp_path, put).ship(final=True)
-    assert service.stored == {"stdout.log": b"hello\n"}
+    shipper = Shipper(tmp_path, put)
+    while not shipper.ship(final=True):
+        pass
+    remark = b"[n2n] no more of events.jsonl is sent: the service refuses it at byte 0: line 1 is no event\n"
+    assert service.stored == {"stdout.log": remark + b"hello\n"}
     assert "line 1 is no event" in caplog.text
 
 

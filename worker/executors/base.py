@@ -21,6 +21,10 @@ class Refused(Exception):
     """An attempt that this worker will not or cannot start; the text is the reason, for people."""
 
 
+class Busy(Exception):
+    """An attempt that cannot be started yet, because other runs use what it needs; the text says what that is."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """What an executor needs to know. `directory` is the attempt directory, absolute."""
@@ -85,6 +89,7 @@ class Executor(Protocol):
 
         Raises:
             Refused: it cannot be started, now or later.
+            Busy: it has to wait for other runs; nothing has been started.
             OSError: it cannot be started at the moment; nothing has been.
         """
 

@@ -1,0 +1,88 @@
+"""What a worker says of itself: a run root that cannot be used, runs that nobody has told it of."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 30.0
+LOW_BYTES = 10**9
+"""Room on the run root below which the worker complains; below a tenth of it, it takes no runs."""
+
+_MAX_PROBLEMS, _MAX_CHARS = 100, 1000
+
+FindStrays = Callable[[], Mapping[str, str]]
+"""What executes below the run root, in words, by attempt."""
+
+
+class Watch:
+    """A task that looks after the run root, and for runs that execute here although the worker does not hold them.
+
+    Such a run was started by an earlier life whose journal has been lost, or is another worker's. It is left alone:
+    when its lease has expired, a worker of the pool is given it and finds it by its files.
+
+    Args:
+        run_root: where the runs write.
+        find_strays: finds what executes below it.
+        held: the attempts that the worker holds.
+    """
+
+    def __init__(self, run_root: Path, find_strays: FindStrays, held: Callable[[], Collection[str]]) -> None:
+        self._run_root = run_root
+        self._find_strays = find_strays
+        self._held = held
+        self._strays: Mapping[str, str] = {}
+        self._room: str | None = None
+        self.unusable: str | None = None
+        """Why no run can be taken; None when one can."""
+
+    @property
+    def problems(self) -> list[str]:
+        """What people should know."""
+        found = [text for text in (self.unusable or self._room, *self._strays.values()) if text is not None]
+        return [_one_line(text) for text in found[:_MAX_PROBLEMS]]
+
+    def step(self) -> float:
+        """Look; the seconds until the next look."""
+        before = self.problems
+        self.unusable, self._room = _look_at(self._run_root)
+        held = self._held()
+        try:
+            self._strays = {key: text for key, text in self._find_strays().items() if key not in held}
+        except OSError as error:
+            log.warning("cannot look for runs that this worker does not know of: %s", error)
+        for text in self.problems:
+            if text not in before:
+                log.warning("%s", text)
+        for text in before:
+            if text not in self.problems:
+                log.info("over: %s", text)
+        return LOOK_SECONDS
+
+
+def _one_line(text: str) -> str:
+    """As it can be sent, whatever characters a path holds."""
+    return " ".join(text.encode(errors="replace").decode().split())[:_MAX_CHARS]
+
+
+def _look_at(folder: Path) -> tuple[str | None, str | None]:
+    """Why the folder cannot be used, and what is about to make it so."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        status = os.statvfs(folder)
+    except OSError as error:
+        return f"takes no runs: cannot write in the run root {folder}: {error.strerror or error}", None
+    left = status.f_bavail * status.f_frsize
+    if left < LOW_BYTES // 10:
+        return f"takes no runs: the run root {folder} has less than 100 MB left", None
+    if left < LOW_BYTES:
+        return None, f"the run root {folder} has less than 1 GB left"
+    return None, None
