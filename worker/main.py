@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nanollama.api.client import Client
 from nanollama.spec.base import Problem, SpecError
@@ -16,6 +18,7 @@ from nanollama.spec.command import run_command
 from worker.daemon import Daemon
 from worker.executors.base import Executor
 from worker.executors.local import LocalExecutor
+from worker.executors.slurm import SlurmExecutor
 from worker.journal import FILE, Journal
 from worker.settings import Settings, read_settings, read_token
 
@@ -40,9 +43,20 @@ def make_executor(settings: Settings, _memory: Journal) -> Executor:
         SpecError: it cannot be used here.
     """
     if settings.executor == "slurm":
-        problem = Problem(path="--executor", message="this version runs no jobs on Slurm", remedy="use local")
-        raise SpecError([problem])
+        return slurm_executor(settings)
     return LocalExecutor(grace=settings.grace)
+
+
+def slurm_executor(settings: Settings, **parts: Any) -> SlurmExecutor:
+    """An executor on the Slurm of this machine; `parts` as SlurmExecutor takes them.
+
+    Raises:
+        SpecError: there is no Slurm here.
+    """
+    if shutil.which("sbatch") is None:
+        remedy = "start the worker on a login node of the cluster, or use executor: local"
+        raise SpecError([Problem(path="executor", message="there is no sbatch on this machine", remedy=remedy)])
+    return SlurmExecutor(settings.slurm, run_root=settings.run_root, grace=settings.grace, **parts)
 
 
 def work(settings: Settings, make: MakeExecutor) -> int:

@@ -19,6 +19,7 @@ from nanollama.api.client import server_url
 from nanollama.spec.base import Problem, Spec, SpecError, parse
 from nanollama.spec.load import expand_variables, load_yaml, locate, read_config_file
 from worker.allow import Allowed, AllowSpec
+from worker.executors.slurm_options import SlurmOptions
 from worker.machine import CUDA_VISIBLE_DEVICES, count_cpus, find_accelerators, find_memory_gb
 
 _MAX_POOL_CHARS = 500
@@ -47,7 +48,8 @@ class WorkerSpec(Spec):
         default="local", description="processes of this machine, or jobs of a Slurm cluster"
     )
     slots: Annotated[int | str, AfterValidator(_checked_slots)] = Field(
-        default="auto", description="runs executed at once; auto: by accelerators, else by CPUs and memory"
+        default="auto",
+        description="runs executed at once; auto: by accelerators, else by CPUs and memory; on Slurm max_jobs",
     )
     name: str | None = Field(default=None, min_length=1, max_length=200, description="name shown to people")
     pool: str | None = Field(
@@ -64,6 +66,7 @@ class WorkerSpec(Spec):
     labels: list[Label] = Field(default=[], max_length=64, description="what runs may ask for by name")
     data_roots: list[str] = Field(default=[], description="folders whose sets of sequences are shown on the page")
     allow: AllowSpec = Field(default_factory=AllowSpec, description="limits on what the service may have run here")
+    slurm: SlurmOptions = Field(default_factory=SlurmOptions, description="what runs get from Slurm; executor: slurm")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Settings:
     labels: tuple[str, ...] = ()
     data_roots: tuple[Path, ...] = ()
     allowed: Allowed = field(default_factory=Allowed)
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,14 +211,12 @@ def _resolve(spec: WorkerSpec) -> Settings:
     if len(pool) > _MAX_POOL_CHARS:
         message = f"its default, '{pool[:60]}…', has more than {_MAX_POOL_CHARS} characters"
         raise _problem("pool", message, "give a shorter name")
-    devices = _choose_devices(spec)
-    cpus = spec.cpus or count_cpus()
-    memory_gb = find_memory_gb() if spec.memory_gb is None else spec.memory_gb
+    offer = _offer_of_slurm(spec) if spec.executor == "slurm" else _offer_of_machine(spec)
     return Settings(
         url=url,
         run_root=run_root,
         home=home,
-        slots=_count_slots(len(devices), cpus, memory_gb) if isinstance(spec.slots, str) else spec.slots,
+        slots=offer.slots,
         name=spec.name or host,
         pool=pool,
         host=host,
@@ -223,14 +225,45 @@ def _resolve(spec: WorkerSpec) -> Settings:
         stop_jobs_on_exit=spec.stop_jobs_on_exit,
         executor=spec.executor,
         token_file=None if spec.token_file is None else _check_token_file(Path(spec.token_file).expanduser()),
-        accelerators=len(devices),
-        devices=devices,
-        cpus=cpus,
-        memory_gb=memory_gb,
+        accelerators=offer.accelerators,
+        devices=offer.devices,
+        cpus=offer.cpus,
+        memory_gb=offer.memory_gb,
         labels=tuple(dict.fromkeys(spec.labels)),
         data_roots=tuple(Path(root).expanduser().absolute() for root in spec.data_roots),
         allowed=_limits(spec.allow, run_root),
+        slurm=spec.slurm,
     )
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What there is for all runs together."""
+
+    slots: int
+    accelerators: int
+    devices: tuple[str, ...]
+    cpus: int
+    memory_gb: float | None
+
+
+def _offer_of_machine(spec: WorkerSpec) -> _Offer:
+    devices = _choose_devices(spec)
+    cpus = spec.cpus or count_cpus()
+    memory_gb = find_memory_gb() if spec.memory_gb is None else spec.memory_gb
+    slots = _count_slots(len(devices), cpus, memory_gb) if isinstance(spec.slots, str) else spec.slots
+    return _Offer(slots, len(devices), devices, cpus, memory_gb)
+
+
+def _offer_of_slurm(spec: WorkerSpec) -> _Offer:
+    """What all its jobs get together; how much of the cluster is free, Slurm alone knows."""
+    slots = spec.slurm.max_jobs if isinstance(spec.slots, str) else spec.slots
+    nodes = spec.slurm.nodes * slots
+    accelerators = spec.slurm.gpus_per_node * nodes if spec.accelerators is None else spec.accelerators
+    memory_gb = spec.slurm.memory_gb if spec.memory_gb is None else spec.memory_gb
+    if spec.memory_gb is None and memory_gb is not None:
+        memory_gb *= nodes
+    return _Offer(slots, min(accelerators, 10_000), (), min(spec.cpus or spec.slurm.cpus * nodes, 100_000), memory_gb)
 
 
 def _choose_devices(spec: WorkerSpec) -> tuple[str, ...]:

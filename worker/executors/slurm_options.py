@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from nanollama.spec.base import Spec
+from nanollama.spec.base import Problem, Problems, Spec
 from nanollama.spec.cluster import SLURM_WORD, SlurmSpec
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 SetupLine = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -39,6 +41,22 @@ class SlurmOptions(Spec):
     command_seconds: float = Field(
         default=30.0, ge=1, le=600, description="after which a command of Slurm that has not answered is given up"
     )
+
+    @model_validator(mode="after")
+    def _check_times(self) -> SlurmOptions:
+        if self.time is not None and self.signal_time >= 60 * self.time:
+            message = f"{self.signal_time} s before the end of {self.time} min a run would have to stop at once"
+            raise Problems([Problem(path="signal_time", message=message, remedy="use less, or a longer `time`")])
+        return self
+
+    @property
+    def memory_gb(self) -> float | None:
+        """Memory of a node, in units of 1e9 bytes; None when it is left to the cluster."""
+        if self.mem is None:
+            return None
+        unit = self.mem[-1]
+        number = int(self.mem[:-1] if unit in _UNITS else self.mem)
+        return number * _UNITS.get(unit, _UNITS["M"]) / 1e9
 
     def resources(self, *, nodes: int) -> SlurmSpec:
         """The resources of one job, as the library's functions take them. CPUs are those of a node's one task."""
