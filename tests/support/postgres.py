@@ -38,6 +38,7 @@ class PostgresServer:
     """A running server; databases are made and dropped by name."""
 
     def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
         # short: a Unix socket's path has at most 107 bytes
         self._folder = Path(tempfile.mkdtemp(prefix="n2n-pg-", dir=_fastest_folder()))
         self._identity = _unprivileged() if os.geteuid() == 0 else {}
@@ -47,7 +48,8 @@ class PostgresServer:
         self._log = (self._folder / "server.log").open("wb")
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self._start(binaries)
+            self._initialise()
+            self._launch()
         except BaseException:
             self.stop()
             raise
@@ -84,12 +86,20 @@ class PostgresServer:
         self._log.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, binaries: Path) -> None:
-        data = self._folder / "data"
-        init = [binaries / "initdb", "-D", data, "-U", "n2n", "--auth=trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        done = subprocess.run(init, cwd=self._folder, stdout=self._log, stderr=self._log, check=False, **self._identity)
-        if done.returncode != 0:
-            raise RuntimeError(f"initdb failed:\n{self._tail()}")
+    def commit_for_good(self, name: str) -> None:
+        """Have commits of a database survive a crash of the server, as on a durable one."""
+        with self._connect() as connection:
+            query = sql.SQL("ALTER DATABASE {} SET synchronous_commit = on")
+            connection.execute(query.format(sql.Identifier(name)))
+
+    def crash(self) -> None:
+        """Cut it off without a checkpoint, as by a crash, and start it again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(60)
+        self._launch()
+
+    def _launch(self) -> None:
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._folder),
@@ -98,7 +108,7 @@ class PostgresServer:
             "full_page_writes": "off",
             "synchronous_commit": "off",
         }
-        command = [binaries / "postgres", "-D", data]
+        command = [self._binaries / "postgres", "-D", self._folder / "data"]
         for key, value in options.items():
             command += ["-c", f"{key}={value}"]
         self._process = subprocess.Popen(
@@ -114,6 +124,13 @@ class PostgresServer:
                 time.sleep(0.05)
             else:
                 return
+
+    def _initialise(self) -> None:
+        init = [self._binaries / "initdb", "-D", self._folder / "data", "-U", "n2n", "--auth=trust"]
+        init += ["-E", "UTF8", "--locale=C", "--no-sync"]
+        done = subprocess.run(init, cwd=self._folder, stdout=self._log, stderr=self._log, check=False, **self._identity)
+        if done.returncode != 0:
+            raise RuntimeError(f"initdb failed:\n{self._tail()}")
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(host=str(self._folder), user="n2n", dbname="postgres", autocommit=True)
