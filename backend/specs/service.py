@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nanollama
+from backend.catalogue.models import TrueModel
 from backend.columns import clean_data, dump_json
 from nanollama.api import schemas
 from nanollama.spec.base import Note, Problem, SpecError, hash_data, parse
@@ -35,6 +37,17 @@ class Variation:
     config_hash: str
     training_hash: str
 
+    @property
+    def model(self) -> TrueModel | None:
+        """What its sequences are sampled from; None where they come from a file."""
+        return TrueModel.of(self.name, self.config["data"])
+
+    @property
+    def path(self) -> str | None:
+        """The file that its sequences come from."""
+        path: str | None = self.config["data"].get("path")
+        return path
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -51,13 +64,44 @@ def read_sweep(given: schemas.SpecInput) -> Sweep:
     Raises:
         SpecError: with every problem; at its line and column when the config came as YAML.
     """
+    with _readable_depth():
+        return _sweep(*_read(given))
+
+
+def read_document(given: schemas.SpecInput) -> Document:
+    """A config of any kind in today's shape, not yet validated.
+
+    Raises:
+        SpecError: text that is no config, or one that holds variables.
+    """
+    with _readable_depth():
+        data, text, problems = _read(given)
+        as_written = Document(data, text, (), {}, frozenset())
+        if not isinstance(data, dict):
+            parse(ExperimentSpec, data)  # says what it found instead
+        if problems:
+            raise SpecError(_readable(as_written.locate(problems)))
+        try:
+            translation = translate(data)
+        except SpecError as error:
+            raise SpecError(_readable(as_written.locate(error.problems))) from None
+        return Document(translation.data, text, translation.notes, translation.origins, frozenset())
+
+
+@contextmanager
+def _readable_depth() -> Iterator[None]:
     try:
-        text = "" if given.yaml is None else given.yaml
-        data = clean_data(load_yaml(text) if given.yaml is not None else given.config)
-        problems = _size_problems(data) if given.yaml is None else []
-        return _sweep(data, text, problems + _variable_problems(data))
+        yield
     except RecursionError:
         raise SpecError([Problem(path="", message="the config is nested too deeply")]) from None
+
+
+def _read(given: schemas.SpecInput) -> tuple[Any, str, list[Problem]]:
+    """A config as plain data, its text, and what is wrong with it whatever it describes."""
+    text = "" if given.yaml is None else given.yaml
+    data = clean_data(load_yaml(text) if given.yaml is not None else given.config)
+    problems = _size_problems(data) if given.yaml is None else []
+    return data, text, problems + _variable_problems(data)
 
 
 def validate_spec(given: schemas.SpecInput) -> schemas.Validation:
@@ -74,6 +118,7 @@ def validate_spec(given: schemas.SpecInput) -> schemas.Validation:
         num_runs=len(sweep.runs),
         first_run=first.name,
         last_run=last.name,
+        names=[run.name for run in sweep.runs[: schemas.SHOWN_NAMES]],
         notes=list(sweep.notes),
     )
 

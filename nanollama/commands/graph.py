@@ -10,7 +10,7 @@ from typing import Any
 from nanollama.spec.base import Problem, SpecError, parse
 from nanollama.spec.drawing import draw_graph
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import read_document
+from nanollama.spec.load import Document, read_document
 from nanollama.spec.rundir import write_atomic
 
 _PLACES = ((), ("gssm",), ("data", "gssm"))  # a bare graph, a config that generates sets, a training config
@@ -22,7 +22,15 @@ def load_graph(arguments: Sequence[str]) -> GSSMSpec:
     Raises:
         SpecError: a file that cannot be read, holds no graph, or holds one with problems, each at its line.
     """
-    document = read_document(arguments)
+    return graph_of(read_document(arguments))
+
+
+def graph_of(document: Document) -> GSSMSpec:
+    """The graph in a config, whatever else is right or wrong in it.
+
+    Raises:
+        SpecError: there is none, or one with problems, each at its line.
+    """
     data = document.data
     for place in _PLACES:
         section: Any = data

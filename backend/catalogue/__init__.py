@@ -1,0 +1,1 @@
+"""True models with the entropy of their sequences, and files of sequences."""
