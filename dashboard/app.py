@@ -18,7 +18,10 @@ view = st.navigation(
     [
         st.Page("views/runs.py", title="Runs", icon=":material/table_rows:", default=True),
         st.Page("views/run.py", title="Run", url_path="run", visibility="hidden"),
+        st.Page("views/compare.py", title="Compare", icon=":material/stacked_line_chart:", url_path="compare"),
         st.Page("views/launch.py", title="Launch", icon=":material/rocket_launch:", url_path="launch"),
+        st.Page("views/data.py", title="Data", icon=":material/account_tree:", url_path="data"),
+        st.Page("views/workers.py", title="Workers & queue", icon=":material/dns:", url_path="workers"),
     ],
     position="top",
 )

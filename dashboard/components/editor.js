@@ -6,12 +6,23 @@ const LONGEST = 2000; // characters of a line beyond which it is painted without
 const TOKEN = /((?<=^|\s)#.*$)|("(?:[^"\\]|\\.)*"|'[^']*')|([A-Za-z_$][\w.$-]*)(?=\s*:(?:\s|$))|(?<![\w.])([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w)|true|false|null)\b/g;
 const CLASSES = ["comment", "string", "key", "value"];
 
+const MOST_KEPT = 20; // drafts of different sources
+
 function stored() {
-  try { return JSON.parse(localStorage.getItem(STORE)); } catch { return null; }
+  try { return JSON.parse(localStorage.getItem(STORE)) ?? {}; } catch { return {}; }
 }
 
-function store(draft) {
-  try { localStorage.setItem(STORE, JSON.stringify(draft)); } catch { /* full or forbidden: the session has it still */ }
+function store(source, draft) {
+  const kept = Object.entries({ ...stored(), [source]: { ...draft, at: Date.now() } }).sort((a, b) => b[1].at - a[1].at);
+  // a storage that is full or forbidden costs a reload its draft, nothing else
+  try { localStorage.setItem(STORE, JSON.stringify(Object.fromEntries(kept.slice(0, MOST_KEPT)))); } catch { return; }
+}
+
+// What was typed into a source's text; without a source what was typed last, whatever it began as.
+function recall(source) {
+  const kept = stored();
+  const name = source || Object.keys(kept).sort((a, b) => kept[b].at - kept[a].at)[0];
+  return typeof kept[name]?.text === "string" ? { source: name, ...kept[name] } : null;
 }
 
 function element(tag, name, text) {
@@ -92,7 +103,7 @@ class Editor {
   }
 
   remember() {
-    store({ text: this.area.value, source: this.source, version: this.version });
+    store(this.source, { text: this.area.value, version: this.version });
   }
 
   send() {
@@ -110,14 +121,12 @@ class Editor {
 
   // The text of the server where it is new; what was typed before a reload where it is the same text's draft.
   take(data) {
-    const kept = stored();
     const first = this.version === undefined;
     if (!first && data.version === this.version) return;
     this.version = data.version;
     this.source = data.source;
-    const mine = first && kept && typeof kept.text === "string" &&
-      (data.version === 0 ? kept.source === data.source || !data.source : kept.source === data.source && kept.version === data.version);
-    if (mine && (kept.text !== data.text || kept.source !== data.source)) {
+    const kept = first ? recall(data.source) : null;
+    if (kept && (data.version === 0 || kept.version === data.version) && kept.text !== data.text) {
       this.source = kept.source;
       this.write(kept.text);
       this.sent = undefined;
@@ -126,7 +135,7 @@ class Editor {
     }
     this.write(data.text ?? "");
     this.sent = this.area.value;
-    if (!first || !kept) this.remember();
+    if (!first) this.remember();
   }
 
   say(text, tone) {

@@ -35,7 +35,7 @@ _mount = st.components.v2.component(
   <div class="box">
     <div class="gutter" aria-hidden="true"><div></div></div>
     <div class="sheet"><div class="paint" aria-hidden="true"></div>
-      <textarea aria-label="Config (YAML)" spellcheck="false" autocomplete="off" autocapitalize="off" wrap="off"></textarea></div>
+      <textarea aria-label="Config (YAML)" spellcheck="false" wrap="off"></textarea></div>
   </div>
   <div class="state" role="status"></div>
   <ol></ol>

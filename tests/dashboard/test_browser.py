@@ -14,7 +14,7 @@ from backend.database import Database
 from backend.migrate import migrate
 from backend.settings import Settings
 from nanollama.api.client import Client
-from nanollama.api.status import AttemptState, RunState
+from nanollama.api.status import AttemptState
 from tests.support.acting_worker import ActingRun, ActingWorker
 from tests.support.browser import PATIENCE, chromium, visitor
 from tests.support.fake_client import CONFIG_YAML
@@ -159,54 +159,6 @@ def test_search_and_state_are_in_the_address(browser: Browser, base: str, client
         page.get_by_role("button", name="failed").click()
         expect(page.get_by_text("No run matches")).to_be_visible()
     client.cancel(client.runs(search="needle").items[0].id)
-
-
-def test_launch_shows_problems_then_lands_on_the_page_of_the_run(browser: Browser, base: str, client: Client) -> None:
-    with visitor(browser, base) as window:
-        page = window.open("/launch")
-        editor = page.get_by_label("Config (YAML)")
-        editor.fill(CONFIG_YAML.replace("emb_dim", "embdim").replace("0.2", HOSTILE.replace('"', "").split(" ")[0]))
-        page.get_by_role("button", name="Submit").click()
-        problems = page.get_by_role("table", name="Problems of the config")
-        expect(problems).to_contain_text("did you mean 'emb_dim'?")
-        expect(problems).to_contain_text("<script>")
-        before = client.runs().counts
-        editor.fill(CONFIG_YAML)
-        page.get_by_label("Name").fill(HOSTILE)
-        page.get_by_role("button", name="Validate").click()
-        expect(page.get_by_text("steps: 1,000")).to_be_visible()
-        assert client.runs().counts == before
-        page.get_by_role("button", name="Submit").click()
-        page.wait_for_url("**/run?run=*")
-        expect(page.locator("h1")).to_have_text(HOSTILE)
-        expect(page.get_by_text("Waiting to start")).to_be_visible()
-        assert page.evaluate("() => window.hacked") is None
-        run_id = page.url.rpartition("=")[2]
-        assert client.run(run_id).state is RunState.QUEUED
-        page.get_by_role("button", name="Cancel run").click()
-        page.get_by_role("button", name="Yes, cancel it").click()
-        expect(page.locator(".n2n-state.pill")).to_contain_text("cancelled")
-        assert client.run(run_id).state is RunState.CANCELLED
-        assert window.strangers == []
-        assert window.complaints() == []
-
-
-@pytest.mark.slow
-def test_a_spec_of_five_megabytes_is_a_message(browser: Browser, base: str) -> None:
-    with visitor(browser, base) as window:
-        page = window.open("/launch")
-        page.get_by_label("Config (YAML)").evaluate(
-            """area => {
-              const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;
-              area.focus();
-              set.call(area, ('# ' + 'long '.repeat(20) + '\\n').repeat(49000));
-              area.dispatchEvent(new Event('input', { bubbles: true }));
-            }"""
-        )
-        page.get_by_role("button", name="Submit").click()
-        problems = page.get_by_role("table", name="Problems of the config")
-        expect(problems).to_contain_text("bytes; the limit is 1,048,576")
-        expect(page.get_by_role("button", name="Submit")).to_be_visible()
 
 
 def test_cancelling_a_running_run_waits_for_its_worker(browser: Browser, base: str, run: ActingRun) -> None:

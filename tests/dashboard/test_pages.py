@@ -11,9 +11,8 @@ from streamlit.testing.v1 import AppTest
 
 from nanollama.api import schemas
 from nanollama.api.status import RunState
-from nanollama.spec.load import MAX_BYTES
 from tests.dashboard.conftest import Open
-from tests.support.fake_client import CONFIG_YAML, NOW, FakeClient, checkpoint, learning, worker
+from tests.support.fake_client import NOW, FakeClient, checkpoint, learning, worker
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, st.__version__.split(".")[:2])) < (1, 66),
@@ -242,114 +241,6 @@ def test_hostile_words_stay_words(client: FakeClient, visit: Open) -> None:
     log = sent(page, "log-a1")["text"]
     assert log == "red " + HOSTILE * 200 + "\n100%\n"
     assert cells(page, "events-a1")[0]["message"] == HOSTILE
-
-
-# -- launch --------------------------------------------------------------------------------------------------------
-
-
-def press(page: AppTest, label: str) -> AppTest:
-    next(b for b in page.button if b.label == label).click().run()
-    assert not page.exception
-    return page
-
-
-def test_a_template_fills_the_editor_and_the_text_survives_reruns(visit: Open) -> None:
-    page = visit("launch")
-    page.selectbox(key="template").set_value("debug").run()
-    assert page.text_area(key="spec").value == CONFIG_YAML
-    page.text_area(key="spec").set_value(CONFIG_YAML + "# mine\n")
-    press(page, "Validate")
-    page.run()
-    assert page.text_area(key="spec").value == CONFIG_YAML + "# mine\n"
-    page.switch_page("views/runs.py").run()
-    page.switch_page("views/launch.py").run()
-    assert page.text_area(key="spec").value == CONFIG_YAML + "# mine\n"
-
-
-def test_validating_shows_what_would_run(client: FakeClient, visit: Open) -> None:
-    page = visit("launch")
-    page.text_area(key="spec").set_value(CONFIG_YAML)
-    press(page, "Validate")
-    for said in ("Valid · hash cdcdcdcdcdcd", "steps: 1,000", "tokens: 4.03M"):
-        assert said in text(page)
-    assert [row["name"] for row in cells(page, "nodes")] == ["Z", "X (observed)"]
-    assert "submit" not in client.calls
-
-
-@pytest.mark.parametrize("button", ["Validate", "Submit"])
-def test_every_problem_is_shown_and_nothing_is_created(client: FakeClient, visit: Open, button: str) -> None:
-    page = visit("launch")
-    page.text_area(key="spec").set_value(CONFIG_YAML.replace("batch_size", "batchsize").replace("0.2", "<b>"))
-    press(page, button)
-    problems = {row["path"]: row for row in cells(page, "problems")}
-    assert problems["data.batchsize"]["line"] == "4"
-    assert problems["data.batchsize"]["remedy"] == "did you mean 'batch_size'?"
-    assert "<b>" in problems["data.gssm.nodes.1.alpha"]["message"]
-    assert "submit" not in client.calls
-    assert client.stored == {}
-
-
-def test_broken_yaml_names_its_line(visit: Open) -> None:
-    page = visit("launch")
-    page.text_area(key="spec").set_value("data:\n  seq_len: [1\n")
-    press(page, "Validate")
-    (problem,) = cells(page, "problems")
-    assert problem["line"]
-    assert "broken YAML" in problem["message"]
-
-
-def test_submitting_lands_on_the_page_of_the_run(client: FakeClient, visit: Open) -> None:
-    page = visit("launch")
-    page.text_area(key="spec").set_value(CONFIG_YAML)
-    page.text_input(key="name").set_value("mine")
-    page.text_input(key="tags").set_value("exp2, ,paper")
-    page.number_input(key="priority").set_value(5)
-    press(page, "Submit")
-    run = client.stored["new1"]
-    assert (run.name, run.tags, run.priority) == ("mine", ["exp2", "paper"], 5)
-    assert page.query_params["run"] == "new1"
-    assert "mine" in text(page)
-    page.switch_page("views/launch.py").run()
-    press(page, "Submit")
-    assert len(set(client.submissions)) == 2, "a second submission on purpose is a second run"
-
-
-def test_a_submission_whose_reply_was_lost_is_repeated_under_its_key(
-    client: FakeClient, visit: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = visit("launch")
-    page.text_area(key="spec").set_value(CONFIG_YAML)
-    with monkeypatch.context() as patch:
-        patch.setattr(client, "add", lambda *_, **__: setattr(client, "away", True) or client._call("reply"))
-        press(page, "Submit")
-    assert "failed" in text(page)
-    client.away = False
-    press(page, "Submit")
-    assert len(client.submissions) == 2
-    assert len(set(client.submissions)) == 1
-
-
-@pytest.mark.parametrize("num_bytes", [MAX_BYTES + 1, 5_000_000])
-def test_a_text_that_is_too_large_is_a_message(client: FakeClient, visit: Open, num_bytes: int) -> None:
-    page = visit("launch")
-    page.text_area(key="spec").set_value("#" * num_bytes)
-    press(page, "Submit")
-    said = text(page) + json.dumps(sent(page, "problems"))
-    assert "bytes" in said
-    assert client.stored == {}
-
-
-def test_an_empty_editor_asks_for_a_config(client: FakeClient, visit: Open) -> None:
-    page = visit("launch")
-    press(page, "Submit")
-    assert "Nothing to read yet" in text(page)
-    assert "validate" not in client.calls
-
-
-def test_a_run_can_be_opened_in_the_editor(client: FakeClient, visit: Open) -> None:
-    client.add("a1", RunState.SUCCEEDED, step=100)
-    page = press(visit("run", run="a1"), "Open it in Launch")
-    assert "state_dim: 8" in page.text_area(key="spec").value
 
 
 # -- the service is away ---------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""What a draft would run and cost, as facts with their reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dashboard.explain import summary
+from dashboard.wording import DASH, duration, number, plural, si
+from nanollama.api.schemas import Bound, Estimate, Validation
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name, a value and what stands behind it."""
+
+    name: str
+    value: str
+    why: str = ""
+    tone: str = ""
+
+
+def facts(validation: Validation) -> list[Fact]:
+    """What a valid draft would run."""
+    estimate, count = validation.estimate, max(1, validation.num_runs)
+    known = dict(summary(validation.config or {}))
+    found = [Fact("Runs", f"{count:,}", _names(validation))]
+    if estimate is not None:
+        found += [
+            _time(estimate, count),
+            Fact("Parameters", si(estimate.parameters), _flops(estimate)),
+            Fact("Tokens", si(estimate.total_tokens), f"{si(estimate.tokens_per_run)} a run" if count > 1 else ""),
+        ]
+    for name in ("learner", "steps", "sequences", "data"):
+        if name in known:
+            value, _, why = known[name].partition(" (")
+            found.append(Fact(name.capitalize(), value, why.rstrip(")")))
+    return found
+
+
+def bound_fact(estimate: Estimate, bound: Bound | None) -> Fact:
+    """How the entropy of the data is known or would be found, and what that costs."""
+    if bound is not None and bound.entropy is not None:
+        why = "nats per token, computed before" if bound.state != "inexact" else "nats per token, from both sides"
+        return Fact("Entropy", entropy_text(bound), why, "good" if bound.state != "inexact" else "warn")
+    if estimate.bound_method is None:
+        return Fact("Bound", "not scored", estimate.bound_reason or "", "warn")
+    states = "" if estimate.bound_states is None else f" over {plural(estimate.bound_states, 'joint state')}"
+    cost = estimate.bound_seconds_per_batch
+    why = estimate.bound_reason or ""
+    if cost is not None:
+        why = f"about {_seconds(cost)} of one core for each batch that is scored"
+    return Fact("Bound", f"{estimate.bound_method}{states}", why, "warn" if cost is not None and cost > 1 else "")
+
+
+def entropy_text(bound: Bound) -> str:
+    """An entropy with its standard error, or the two sides between which it lies."""
+    if bound.state == "inexact" and bound.lower is not None and bound.upper is not None:
+        return f"{number(bound.lower)} to {number(bound.upper)}"
+    if bound.entropy is None:
+        return DASH
+    return number(bound.entropy) + ("" if bound.entropy_stderr is None else f" ± {number(bound.entropy_stderr)}")
+
+
+def _time(estimate: Estimate, count: int) -> Fact:
+    if estimate.total_hours is None:
+        return Fact("Time", "unknown", "no past run tells how fast such a learner trains")
+    each = f"{_hours(estimate.hours_per_run)} a run; " if count > 1 and estimate.hours_per_run is not None else ""
+    why = f"{each}from the speed of {plural(estimate.based_on, 'past run')}"
+    return Fact("Device time", _hours(estimate.total_hours), why)
+
+
+def _names(validation: Validation) -> str:
+    first, last = validation.first_run or "", validation.last_run or ""
+    return first if validation.num_runs < 2 or first == last else f"{first} … {last}"
+
+
+def _flops(estimate: Estimate) -> str:
+    return "" if not estimate.flops_per_token else f"{si(estimate.flops_per_token)} FLOPs a token"
+
+
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    return f"{hours:,.1f} h" if hours >= 10 else duration(hours * 3600) if hours >= 1 / 60 else _seconds(hours * 3600)
+
+
+def _seconds(seconds: float) -> str:
+    if seconds >= 60:
+        return duration(seconds)
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
