@@ -25,7 +25,7 @@ from worker.outcome import Ending
 from worker.pace import Backoff, Pace
 from worker.settings import Settings, read_token
 from worker.signals import Signals
-from worker.watch import FindStrays, Watch
+from worker.watch import FindStrays, Watch, no_strays
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Daemon:
         journal: Journal,
         client: Client,
         executor: Executor,
-        find_strays: FindStrays = dict,
+        find_strays: FindStrays = no_strays,
         follow: Callable[[Job], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

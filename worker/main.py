@@ -17,10 +17,12 @@ from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
 from worker.daemon import Daemon
 from worker.executors.base import Executor
+from worker.executors.devices import Devices
 from worker.executors.local import LocalExecutor
 from worker.executors.slurm import SlurmExecutor
 from worker.journal import FILE, Journal
 from worker.settings import Settings, read_settings, read_token
+from worker.watch import no_strays
 
 LOCK = "worker.lock"
 
@@ -36,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     return work(read_settings(arguments), make_executor)
 
 
-def make_executor(settings: Settings, _memory: Journal) -> Executor:
+def make_executor(settings: Settings, memory: Journal) -> Executor:
     """The executor that the settings name.
 
     Raises:
@@ -44,7 +46,14 @@ def make_executor(settings: Settings, _memory: Journal) -> Executor:
     """
     if settings.executor == "slurm":
         return slurm_executor(settings)
-    return LocalExecutor(grace=settings.grace)
+    return local_executor(settings, memory)
+
+
+def local_executor(settings: Settings, memory: Journal, **parts: Any) -> LocalExecutor:
+    """An executor of processes on this machine, whose slots share its CPUs; `parts` as LocalExecutor takes them."""
+    cpus = None if settings.cpus is None else max(1, settings.cpus // settings.slots)
+    devices = Devices(settings.devices, memory)
+    return LocalExecutor(grace=settings.grace, devices=devices, cpus=cpus, **parts)
 
 
 def slurm_executor(settings: Settings, **parts: Any) -> SlurmExecutor:
@@ -77,7 +86,9 @@ def work(settings: Settings, make: MakeExecutor) -> int:
         contextlib.closing(Journal(settings.home / FILE)) as memory,
         Client(settings.url, token=_token(settings), retries=0) as client,  # the daemon has pauses of its own
     ):
-        return Daemon(settings, journal=memory, client=client, executor=make(settings, memory)).run()
+        executor = make(settings, memory)
+        find_strays = executor.find_strays if isinstance(executor, LocalExecutor) else no_strays
+        return Daemon(settings, journal=memory, client=client, executor=executor, find_strays=find_strays).run()
 
 
 def _token(settings: Settings) -> str | None:

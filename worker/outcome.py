@@ -115,17 +115,21 @@ def _ended_by_us(ending: Ending | None, code: int | None = None) -> Outcome | No
 
 def _why_failed(directory: Path, record: Exit) -> str:
     if record.signal is not None:
-        return _in_words(record.signal)
+        return _in_words(record.signal, record.oom_kills)
     said = log_reason(directory)
     killed = re.search(r"\bended with signal (\d+)\b", said or "")
     if killed:
-        return f"a rank was {_in_words(int(killed[1]))}"
+        return f"a rank was {_in_words(int(killed[1]), record.oom_kills)}"
     return _join(f"exit code {record.exit_code}", said)
 
 
-def _in_words(number: int) -> str:
+def _in_words(number: int, oom_kills: int | None) -> str:
+    if number == signal.SIGKILL and oom_kills:
+        return "killed by the kernel (SIGKILL): out of memory"
     if number == signal.SIGKILL:
-        return "killed (SIGKILL): probably out of memory, or killed by hand"
+        cause = "probably out of memory, or killed by hand"
+        known = "by hand or by another program; the kernel has killed nothing for lack of memory"
+        return f"killed (SIGKILL): {cause if oom_kills is None else known}"
     if number not in set(signal.Signals):
         return f"ended by signal {number}"
     name = signal.Signals(number).name

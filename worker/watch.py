@@ -16,8 +16,13 @@ LOW_BYTES = 10**9
 
 _MAX_PROBLEMS, _MAX_CHARS = 100, 1000
 
-FindStrays = Callable[[], Mapping[str, str]]
-"""What executes below the run root, in words, by attempt."""
+FindStrays = Callable[[Path], Mapping[str, str]]
+"""What executes below a run root, in words, by attempt."""
+
+
+def no_strays(_run_root: Path) -> dict[str, str]:
+    """For an executor that cannot look."""
+    return {}
 
 
 class Watch:
@@ -53,7 +58,7 @@ class Watch:
         self.unusable, self._room = _look_at(self._run_root)
         held = self._held()
         try:
-            self._strays = {key: text for key, text in self._find_strays().items() if key not in held}
+            self._strays = {key: text for key, text in self._find_strays(self._run_root).items() if key not in held}
         except OSError as error:
             log.warning("cannot look for runs that this worker does not know of: %s", error)
         for text in self.problems:

@@ -200,6 +200,11 @@ class Exit(_Record):
     terminated: bool = Field(
         default=False, description="the supervisor was told to stop (SIGTERM) before torchrun had ended"
     )
+    oom_kills: int | None = Field(
+        default=None,
+        description="processes of its control group, or without one of the machine, that the kernel ended meanwhile "
+        "for lack of memory; None where it does not count them",
+    )
 
 
 def checkpoint_name(step: int) -> str:

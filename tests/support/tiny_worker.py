@@ -26,8 +26,7 @@ from nanollama.spec.rundir import (
     write_atomic,
 )
 from worker.executors.base import Attempt
-from worker.executors.local import LocalExecutor
-from worker.main import work
+from worker.main import local_executor, work
 from worker.settings import read_settings
 
 
@@ -64,8 +63,7 @@ def main(arguments: list[str]) -> int:
     """The program, or the worker that runs it."""
     if arguments[0] == "--train":
         return train(Path(arguments[1]))
-    settings = read_settings(arguments)
-    return work(settings, lambda settings, _memory: LocalExecutor(grace=settings.grace, command=command))
+    return work(read_settings(arguments), lambda settings, memory: local_executor(settings, memory, command=command))
 
 
 if __name__ == "__main__":

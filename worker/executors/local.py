@@ -15,13 +15,16 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from nanollama.spec.base import Spec
+from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import dump_yaml
 from nanollama.spec.provenance import write_provenance
 from nanollama.spec.rundir import CONFIG, EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, write_atomic
 from worker.executors.base import Attempt, ExecutorKind, Forbidder, Phase, Status
 from worker.executors.claim import Claim, read_claim, take_claim
-from worker.executors.commands import app_command, read_spec
+from worker.executors.commands import app_command, nproc_per_node, read_spec
+from worker.executors.devices import SUPERVISOR, Devices, find_supervised
 from worker.executors.processes import boot_id, find_tree, is_alive, kill_tree
+from worker.machine import CUDA_VISIBLE_DEVICES
 
 _REAP_SECONDS = 0.5
 
@@ -34,11 +37,22 @@ class LocalExecutor:
     Args:
         grace: seconds between the request to end and the kill.
         command: what a supervisor runs for an attempt.
+        devices: gives accelerators to runs; without it they see what the worker sees.
+        cpus: CPUs of a run, which its ranks share; without it each makes as many threads as there are.
     """
 
-    def __init__(self, *, grace: float = 5.0, command: Callable[[Attempt, Spec], list[str]] = app_command) -> None:
+    def __init__(
+        self,
+        *,
+        grace: float = 4.0,
+        command: Callable[[Attempt, Spec], list[str]] = app_command,
+        devices: Devices | None = None,
+        cpus: int | None = None,
+    ) -> None:
         self._grace = grace
         self._command = command
+        self._devices = devices
+        self._cpus = cpus
         self._children: dict[str, subprocess.Popen[bytes]] = {}  # supervisors of this life, by attempt
         self._released: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
@@ -58,13 +72,15 @@ class LocalExecutor:
 
         Raises:
             Refused: an app or config that cannot be run.
+            Busy: its accelerators are not free yet.
             OSError: a directory that cannot be written; nothing has been started.
         """
         spec = read_spec(attempt)
+        environment = self._environment(attempt, spec)
         attempt.directory.mkdir(parents=True, exist_ok=True)
         write_atomic(attempt.directory / CONFIG, dump_yaml(spec).encode())
         write_provenance(attempt.directory)
-        child = self._spawn(attempt, spec)
+        child = self._spawn(attempt, spec, environment)
         with self._lock:
             self._children[attempt.id] = child
 
@@ -108,6 +124,8 @@ class LocalExecutor:
 
     def release(self, attempt: Attempt) -> None:
         """Reap the supervisor, which has nothing left to do; one that goes on for another worker is reaped later."""
+        if self._devices:
+            self._devices.free(attempt.id)
         with self._lock:
             child = self._children.pop(attempt.id, None)
         if child is None:
@@ -125,8 +143,29 @@ class LocalExecutor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(claim.pid, number)
 
-    def _spawn(self, attempt: Attempt, spec: Spec) -> subprocess.Popen[bytes]:
-        program = [sys.executable, "-m", "worker.executors.supervisor"]
+    def _environment(self, attempt: Attempt, spec: Spec) -> dict[str, str]:
+        """What the run finds in its environment: its accelerators, and its share of the CPUs unless one is set."""
+        environment = dict(os.environ)
+        ranks = nproc_per_node(spec)
+        if self._devices:
+            cluster = spec.cluster if isinstance(spec, ExperimentSpec) else None
+            wanted = 0 if cluster is None or cluster.device == "cpu" else ranks
+            environment[CUDA_VISIBLE_DEVICES] = ",".join(self._devices.take(attempt.id, wanted))
+        if self._cpus is not None:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, self._cpus // ranks)))
+        return environment
+
+    def find_strays(self, run_root: Path) -> dict[str, str]:
+        """What supervisors execute on this machine below the run root, in words, by attempt."""
+        return {
+            run.attempt_id: f"{run.directory} is executed here by process {run.pid}, of which this worker's journal "
+            "does not know; it is left alone until a worker of this pool is given its lease"
+            for run in find_supervised()
+            if run.directory.is_relative_to(run_root)
+        }
+
+    def _spawn(self, attempt: Attempt, spec: Spec, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        program = [sys.executable, "-m", SUPERVISOR]
         arguments = [attempt.id, str(attempt.directory), str(self._grace), *self._command(attempt, spec)]
         with open(attempt.directory / STDOUT, "ab") as output:
             return subprocess.Popen(
@@ -134,6 +173,7 @@ class LocalExecutor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=environment,
                 start_new_session=True,
             )
 

@@ -24,6 +24,7 @@ from types import FrameType
 from nanollama.spec.rundir import EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, Proc, write_atomic
 from worker.executors.claim import Claim, take_claim
 from worker.executors.processes import MARK, find_tree, kill_tree
+from worker.machine import count_oom_kills
 
 _PR_SET_CHILD_SUBREAPER = 36
 _EXIT_NOT_STARTED = 127
@@ -63,6 +64,7 @@ class Supervisor:
         if self._terminated:
             self._write_exit(Exit(signal=signal.SIGTERM, exit_code=None, time=time.time(), terminated=True))
             return 0
+        killed_before = count_oom_kills()
         try:
             self._process = self._spawn()
         except OSError as error:
@@ -79,7 +81,9 @@ class Supervisor:
         terminated = self._terminated
         self._kill_everything()
         ended = {"exit_code": code} if code >= 0 else {"exit_code": None, "signal": -code}
-        self._write_exit(Exit(**ended, time=time.time(), terminated=terminated))
+        killed = count_oom_kills()
+        oom_kills = None if killed is None or killed_before is None else max(0, killed - killed_before)
+        self._write_exit(Exit(**ended, time=time.time(), terminated=terminated, oom_kills=oom_kills))
         return 0
 
     def _spawn(self) -> subprocess.Popen[bytes]:
