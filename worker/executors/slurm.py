@@ -40,7 +40,6 @@ BATCH_SCRIPT = "job.sh"
 ROOT_MARK = ".n2n-root"
 """File in a run root: where it is missing, the file system is away, and nothing follows from what is not there."""
 
-LOOK_SECONDS = 5.0
 RETRY_SECONDS = 30.0
 """After Slurm would take no job at the moment."""
 
@@ -79,6 +78,7 @@ class SlurmExecutor:
         slurm: Slurm's programs; those on the path when absent.
         clock: tells the time in seconds, from any origin.
         background: whether the queue is looked at by a thread; otherwise by calls of `watch.poll`.
+        look_seconds: between two looks at the files of an attempt; they ask the file system of a cluster, for each.
         settle_seconds: how long after a job's end its files may take to be seen here.
         command: what a job runs instead of its app, for tests.
     """
@@ -92,6 +92,7 @@ class SlurmExecutor:
         slurm: Slurm | None = None,
         clock: Callable[[], float] = time.monotonic,
         background: bool = True,
+        look_seconds: float = 5.0,
         settle_seconds: float = 10.0,
         command: Callable[[SlurmJob], SlurmJob] = lambda job: job,
     ) -> None:
@@ -100,6 +101,7 @@ class SlurmExecutor:
         self._grace = grace
         self._slurm = slurm or Slurm(seconds=options.command_seconds)
         self._clock = clock
+        self._look_seconds = look_seconds
         self._settle_seconds = settle_seconds
         self._command = command
         self.watch = Watch(self._slurm, poll_seconds=options.poll_seconds, clock=clock, background=background)
@@ -117,8 +119,8 @@ class SlurmExecutor:
 
     @property
     def look_seconds(self) -> float:
-        """Between two looks: they ask the file system of a cluster, for every job."""
-        return LOOK_SECONDS
+        """How long to wait between two looks at an attempt that goes on."""
+        return self._look_seconds
 
     def start(self, attempt: Attempt) -> None:
         """Submit a job, unless one was, or may have been, submitted.
