@@ -17,9 +17,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
-from nanollama.api.errors import ApiError, Conflict, NotFound, OffsetMismatch, StaleEpoch
+from nanollama.api.errors import (
+    ApiError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    OffsetMismatch,
+    StaleEpoch,
+    Unauthorized,
+)
 from nanollama.api.schemas import Command, CommandDone, Lease, SyncReply, SyncRequest, TransitionRequest
 from nanollama.api.status import ATTEMPT_TRANSITIONS, AttemptState
+from nanollama.spec.base import Problem
 
 
 @dataclass
@@ -44,6 +53,9 @@ class StoredAttempt:
 class LeaseService:
     """All of it behind one lock. `away` refuses connections, `lose_replies` acts and then hangs up.
 
+    With `token` it asks for one; `older` are fields of a registration that it does not know, and without
+    `takes_workers` it does not know workers either.
+
     Args:
         upload_seconds: what workers are asked for.
         patient: whether a sync with nothing to say waits as long as it was asked to.
@@ -57,6 +69,10 @@ class LeaseService:
         self.commands: dict[str, Command] = {}  # given until they are done
         self.done: list[CommandDone] = []
         self.away = False
+        self.tries_while_away = 0
+        self.token: str | None = None
+        self.older: frozenset[str] = frozenset()
+        self.takes_workers = True
         self.lose_replies = 0
         self.upload_seconds = upload_seconds
         self._changed = threading.Condition()
@@ -99,21 +115,29 @@ class LeaseService:
 
     # -- what a worker calls -------------------------------------------------------------------------------------------
 
-    def handle(self, method: str, url: str, body: bytes) -> tuple[int, bytes]:
+    def handle(self, method: str, url: str, body: bytes, authorization: str | None = None) -> tuple[int, bytes]:
         """Answer a request."""
         parts = urlsplit(url)
         path, query = parts.path.removeprefix("/api/v1/"), dict(parse_qsl(parts.query))
         with self._changed:
             self.calls.append((method, path))
             try:
+                if self.token is not None and authorization != f"Bearer {self.token}":
+                    raise Unauthorized("this token has expired")
                 return 200, json.dumps(self._route(path, query, body)).encode()
             except ApiError as error:
                 problem = {"title": "no", "status": error.status, "detail": error.detail, "code": error.code}
+                problem["problems"] = [problem.model_dump() for problem in error.problems]
                 return error.status, json.dumps(problem | {"expected_offset": error.expected_offset}).encode()
 
     def _route(self, path: str, query: dict[str, str], body: bytes) -> Any:
         kind, target, *rest = path.split("/")
+        if kind == "workers" and not self.takes_workers:
+            raise NotFound("Not Found")
         if kind == "workers" and not rest:
+            if unknown := sorted(self.older & json.loads(body).keys()):
+                problems = [Problem(path=name, message="unknown key") for name in unknown]
+                raise InvalidRequest("the request is invalid", problems)
             self.workers[target] = json.loads(body)
             terms = {"lease_seconds": 90, "heartbeat_seconds": 20, "upload_seconds": self.upload_seconds}
             return {"worker_id": target, **terms}
@@ -197,8 +221,10 @@ class LeaseService:
 
         def respond(request: httpx.Request) -> httpx.Response:
             if self.away:
+                self.tries_while_away += 1
                 raise httpx.ConnectError("refused", request=request)
-            status, body = self.handle(request.method, str(request.url), request.content)
+            token = request.headers.get("Authorization")
+            status, body = self.handle(request.method, str(request.url), request.content, token)
             if self._reply_is_lost():
                 raise httpx.ReadTimeout("lost", request=request)
             return httpx.Response(status, content=body, request=request)
@@ -224,7 +250,7 @@ def serve(service: LeaseService) -> Iterator[str]:
             if service.away:
                 self.close_connection = True
                 return
-            status, reply = service.handle(self.command, self.path, body)
+            status, reply = service.handle(self.command, self.path, body, self.headers.get("Authorization"))
             with contextlib.suppress(ConnectionError):
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(reply)))

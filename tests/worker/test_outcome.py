@@ -123,11 +123,18 @@ def test_the_reason_is_the_line_that_says_most(text: str, reason: str | None, tm
     assert log_reason(tmp_path) == reason
 
 
-def test_a_rank_killed_for_memory_is_told_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("oom_kills", "words"),
+    [
+        (1, "killed by the kernel (SIGKILL): out of memory"),
+        (0, "killed (SIGKILL): by hand or by another program; the kernel has killed nothing for lack of memory"),
+        (None, "killed (SIGKILL): probably out of memory, or killed by hand"),
+    ],
+)
+def test_a_kill_for_memory_is_told_from_others(tmp_path: Path, oom_kills: int | None, words: str) -> None:
+    assert judge(tmp_path, ended(signal=9, oom_kills=oom_kills), None).reason == words
     (tmp_path / "stdout.log").write_text("step 1\nrank 0 ended with signal 9; the other ranks were stopped\n")
-    assert "a rank was killed (SIGKILL): probably out of memory" in (
-        judge(tmp_path, ended(exit_code=1), None).reason or ""
-    )
+    assert judge(tmp_path, ended(exit_code=1, oom_kills=oom_kills), None).reason == f"a rank was {words}"
 
 
 def test_bytes_that_are_no_text_do_not_matter(tmp_path: Path) -> None:

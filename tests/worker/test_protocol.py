@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,99 +12,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nanollama.api.client import Client
-from nanollama.api.errors import ApiError
 from nanollama.api.status import AttemptState
 from tests.support.examples import experiment
-from tests.support.lease_service import LeaseService
-from worker.daemon import Daemon
-from worker.executors.base import Attempt, Executor, Phase, Status
+from tests.support.worker_bench import RESULT, Bench, finish
+from worker.executors.base import Attempt, Phase, Status
 from worker.executors.fake import FakeExecutor
 from worker.executors.local import LocalExecutor
-from worker.job import Job
-from worker.journal import Journal
-from worker.settings import Settings
-
-RESULT = {"step": 10, "tokens": 100, "seconds": 1.0}
-
-
-class Bench:
-    """A worker whose threads are this one: each job moves by `tick`, the clock by `advance`."""
-
-    def __init__(self, folder: Path, *, slots: int = 2, executor: Executor | None = None) -> None:
-        self.folder = folder
-        self.service = LeaseService(patient=False)
-        self.executor = FakeExecutor()
-        self.used = executor or self.executor
-        self.client = Client("http://service", transport=self.service.transport, retries=0)
-        self.settings = Settings(
-            url="http://service",
-            run_root=folder / "runs",
-            home=folder,
-            slots=slots,
-            name="bench",
-            pool="pool",
-            host="host",
-            user="user",
-            grace=5.0,
-            stop_jobs_on_exit=False,
-        )
-        self.now = 0.0
-        self.start_worker()
-
-    def start_worker(self) -> None:
-        """The worker's first or next life: all that it knows is in the journal."""
-        self.jobs: list[Job] = []
-        self.journal = Journal(self.folder / "worker.sqlite")
-        self.daemon = Daemon(
-            self.settings,
-            journal=self.journal,
-            client=self.client,
-            executor=self.used,
-            follow=self.jobs.append,
-            clock=lambda: self.now,
-        )
-        self.daemon.resume()
-
-    def crash(self) -> None:
-        self.journal.close()
-        self.start_worker()
-
-    def sync(self) -> None:
-        with suppress(ApiError):
-            self.daemon.sync()
-
-    def tick(self) -> None:
-        self.now += 1.0
-        for job in list(self.jobs):
-            job.tick()
-        self.jobs[:] = [job for job in self.jobs if not job.over]
-
-    def settle(self) -> None:
-        """Outages are over: until nothing moves any more."""
-        self.service.away, self.service.lose_replies = False, 0
-        for _ in range(6):
-            self.now += 60.0  # longer than any pause
-            self.sync()
-            self.tick()
-
-    def directory(self, attempt_id: str) -> Path:
-        return self.settings.run_root / f"r-{attempt_id}" / "1"
-
-    def close(self) -> None:
-        self.journal.close()
-        self.client.close()
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with closing(Bench(tmp_path)) as bench:
         yield bench
-
-
-def finish(bench: Bench, attempt_id: str) -> None:
-    (bench.directory(attempt_id) / "result.json").write_text(json.dumps(RESULT))
-    bench.executor.finish(attempt_id)
 
 
 ENDS = ["success", "no result", "failure", "signal", "vanish"]
