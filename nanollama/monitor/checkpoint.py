@@ -237,6 +237,26 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
+def verified(checkpoint: Path, key: str) -> Manifest:
+    """The manifest of a checkpoint that a user has named by the config's `key`; every byte of it has been read.
+
+    Raises:
+        SpecError: there is no whole checkpoint.
+    """
+    if not checkpoint.is_dir():
+        remedy = "name a directory RUN/checkpoints/<step>"
+        raise SpecError([Problem(path=key, message=f"there is no directory {checkpoint}", remedy=remedy)])
+    inside = visible(checkpoint / CHECKPOINTS) or visible(checkpoint)
+    if inside:
+        message = f"{checkpoint} holds {len(inside)} checkpoints and is none itself"
+        raise SpecError([Problem(path=key, message=message, remedy=f"name one, for example {inside[-1]}")])
+    try:
+        return verify(checkpoint.resolve())
+    except InvalidCheckpoint as error:
+        message = f"{checkpoint} is not a whole checkpoint: {error}"
+        raise SpecError([Problem(path=key, message=message, remedy="use another one of the run")]) from None
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint.
 

@@ -129,7 +129,15 @@ class Monitor:
             self.warn(reason)
         return self._newest
 
-    def started(self, step: int, tokens: int, checkpoint: Path | None, load: Load | None = None) -> None:
+    def started(
+        self,
+        step: int,
+        tokens: int,
+        checkpoint: Path | None,
+        load: Load | None = None,
+        *,
+        origin: Path | None = None,
+    ) -> None:
         """Training starts now, from the checkpoint if there is one.
 
         Args:
@@ -137,11 +145,16 @@ class Monitor:
             tokens: tokens trained on since the start of the run.
             checkpoint: that has been loaded.
             load: what each step asks of this rank.
+            origin: checkpoint of another run that has been loaded instead.
         """
         self._load = load or self._load
         self._last_line = (time.monotonic(), tokens)
         self._watch.restart()
-        if checkpoint is None:
+        if origin is not None:
+            message = f"from the checkpoint {origin} of another run, after step {step}"
+            self._event("started", step, message=message)
+            log.info("training starts %s; everything is kept in %s", message, self.attempt_dir)
+        elif checkpoint is None:
             self._event("started", step)
             log.info("training starts; everything is kept in %s", self.attempt_dir)
         else:

@@ -12,7 +12,8 @@ from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.monitor import OrchestrationSpec, UtilsSpec
 
 LEARNT = ("app", "data", "model", "optim")
-"""Sections of a config that determine what a run learns; so does the seed among the others."""
+"""Sections of a config that determine what a run learns; so does the seed among the others, and where it starts."""
+START = "start_from"
 
 
 def training_hash(spec: ExperimentSpec) -> str:
@@ -26,7 +27,18 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: config[name] if name in LEARNT else value for name, value in _defaults(seed).items()}
     checked = {"kernels_hash"}  # what is only compared, and when a batch is drawn, change nothing in it
     data = {key: value for key, value in config["data"].items() if key not in checked}
+    origin = start(config)
+    if origin is not None:
+        orchestration = kept["orchestration"]
+        kept["orchestration"] = {**orchestration, "checkpoint": {**orchestration["checkpoint"], START: origin}}
     return {**kept, "data": {**data, "prefetch": 0}}
+
+
+def start(config: Mapping[str, Any]) -> str | None:
+    """What a run starts from instead of fresh weights: the digest of a checkpoint, or its path where none is given."""
+    checkpoint = config["orchestration"].get("checkpoint", {})
+    found: str | None = checkpoint.get("start_digest") or checkpoint.get(START)
+    return found
 
 
 @cache
@@ -36,7 +48,10 @@ def _defaults(seed: int) -> dict[str, Any]:
     for name, field in ExperimentSpec.model_fields.items():
         default = None if name in LEARNT else field.get_default(call_default_factory=True)
         values[name] = None if default is None else default.model_dump(mode="json")
-    values["orchestration"] = OrchestrationSpec(utils=UtilsSpec(seed=seed)).model_dump(mode="json")
+    orchestration = OrchestrationSpec(utils=UtilsSpec(seed=seed)).model_dump(mode="json")
+    for key in (START, "start_digest"):  # absent, so that the hashes of older versions stay what they were
+        del orchestration["checkpoint"][key]
+    values["orchestration"] = orchestration
     return values
 
 

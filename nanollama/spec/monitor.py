@@ -29,6 +29,14 @@ class CheckpointSpec(Spec):
     keep_best: int = Field(default=0, ge=0, description="number of best checkpoints kept besides, by evaluation")
     keep_every: int = Field(default=0, ge=0, description="checkpoints of multiples of this many steps are kept besides")
     asynchronous: bool = Field(default=True, description="write to the disk while training goes on")
+    start_from: str | None = Field(
+        default=None, min_length=1, description="checkpoint of another run, RUN/checkpoints/<step>, to start from"
+    )
+    start_digest: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of its manifest.json: another one is refused, and it counts in the place of the path",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -52,6 +60,9 @@ class CheckpointSpec(Spec):
             for key in ("keep_best", "keep_every")
             if getattr(self, key) and not self.keep_last
         ]
+        if self.start_digest is not None and self.start_from is None:
+            message = "is the digest of a checkpoint, and start_from names none"
+            problems.append(Problem(path="start_digest", message=message, remedy="give both, or start_from alone"))
         if self.keep_every and self.period and self.keep_every % self.period:
             message = f"keep_every {self.keep_every} is no multiple of period {self.period}"
             remedy = f"use {max(1, round(self.keep_every / self.period)) * self.period}"

@@ -42,7 +42,7 @@ from nanollama.apps.gssm.options import check_targets, split_options, write_json
 from nanollama.cluster.cluster import Cluster, leave, open_cluster
 from nanollama.model.build import build_model
 from nanollama.monitor.attempt import read_result, read_stopped
-from nanollama.monitor.checkpoint import Checkpoints, InvalidCheckpoint, tensor_problems, verify, visible
+from nanollama.monitor.checkpoint import Checkpoints, InvalidCheckpoint, tensor_problems, verified, verify, visible
 from nanollama.monitor.evaluation import Evaluation, write_evaluation
 from nanollama.spec.base import Problem, Spec, SpecError
 from nanollama.spec.command import run_command
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         return follow_run(Path(options.run_dir), options, overrides)
     assert options.checkpoint is not None
     checkpoint = Path(options.checkpoint)
-    step = verified(checkpoint)
+    step = verified(checkpoint, "checkpoint").step
     spec = checkpoint_config(checkpoint, options, overrides)
     with open_cluster(spec.evaluation.cluster) as cluster:
         found = evaluate_checkpoint(checkpoint, spec, cluster)
@@ -100,26 +100,6 @@ def _check(options: Options, overrides: Sequence[str]) -> None:
         problems.append(Problem(path="config", message=message, remedy="remove it, and override single keys"))
     if problems:
         raise SpecError(problems)
-
-
-def verified(checkpoint: Path) -> int:
-    """The step of a checkpoint, of which every byte has been read.
-
-    Raises:
-        SpecError: there is no whole checkpoint.
-    """
-    if not checkpoint.is_dir():
-        remedy = "name a directory RUN/checkpoints/<step>"
-        raise SpecError([Problem(path="checkpoint", message=f"there is no directory {checkpoint}", remedy=remedy)])
-    inside = visible(checkpoint / CHECKPOINTS) or visible(checkpoint)
-    if inside:
-        message = f"{checkpoint} holds {len(inside)} checkpoints and is none itself"
-        raise SpecError([Problem(path="checkpoint", message=message, remedy=f"name one, for example {inside[-1]}")])
-    try:
-        return verify(checkpoint.resolve()).step
-    except InvalidCheckpoint as error:
-        message = f"{checkpoint} is not a whole checkpoint: {error}"
-        raise SpecError([Problem(path="checkpoint", message=message, remedy="use another one of the run")]) from None
 
 
 def checkpoint_config(checkpoint: Path, options: Options, overrides: Sequence[str]) -> ExperimentSpec:

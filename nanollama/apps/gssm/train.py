@@ -52,6 +52,7 @@ from nanollama.monitor.lost import Diverged, LostSteps, is_finite
 from nanollama.monitor.memory import Work, is_out_of_memory, out_of_memory
 from nanollama.monitor.mirrors import check_mirrors
 from nanollama.monitor.monitor import Monitor
+from nanollama.monitor.origin import find_origin
 from nanollama.monitor.preemption import StopSignals
 from nanollama.monitor.profiler import Load
 from nanollama.monitor.readback import Readback, StepNumbers
@@ -72,7 +73,8 @@ MODEL, TRAINER = "model.pt", "trainer.pt"  # files of a checkpoint: the weights,
 class Trainer:
     """What one rank trains with. After `step` optimizer steps it has trained on `tokens` predicted tokens.
 
-    `signalled` tells by which signal, if any, this process has been asked to stop.
+    `signalled` tells by which signal, if any, this process has been asked to stop. `origin` is the checkpoint of
+    another run that it starts from as long as it has none of its own.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class Trainer:
         signalled: Callable[[], str | None],
         *,
         evaluator: Evaluator | None = None,
+        origin: Path | None = None,
     ) -> None:
         self.spec = spec
         self.signalled = signalled
+        self.origin = origin
         self.cluster = cluster
         self.loader = loader
         self.model = model
@@ -120,11 +124,13 @@ class Trainer:
         Every way out is one that all ranks take together, but for bad data and want of memory, which may strike one.
         """
         checkpoint = self.cluster.from_first(monitor.newest_checkpoint)
-        if checkpoint is not None:
-            self.load(checkpoint)
+        origin = None if checkpoint else self.origin
+        start = checkpoint or origin
+        if start is not None:
+            self.load(start, other=checkpoint is None)
         peak = device_peak(self.cluster.device, bfloat16=self.spec.cluster.dtype == "bfloat16")
         load = Load(self.step_tokens / self.cluster.world_size, self.flops_per_token, peak)
-        monitor.started(self.step, self.tokens, checkpoint, load)
+        monitor.started(self.step, self.tokens, checkpoint, load, origin=origin)
         if self.loader.scorer is None:
             monitor.warn(self.loader.scorer_note or "these sequences have no bound", self.step)
         for note in evaluation_notes(self.spec, self.evaluator):
@@ -275,27 +281,36 @@ class Trainer:
         }
         return {MODEL: self.cluster.whole(self.model.state_dict()), TRAINER: trainer}
 
-    def load(self, checkpoint: Path) -> None:
+    def load(self, checkpoint: Path, *, other: bool = False) -> None:
         """Continue from a checkpoint: to the last bit, if the number of ranks is that of the run that saved it.
 
+        Of an `other` run weights, optimizer, position and random state are taken; what counts this run is not, and the
+        optimizer's settings are those of this config.
+
         Raises:
-            SpecError: it is of another architecture or another config; nothing has been loaded.
+            SpecError: it is of another architecture or, as one of this run, of another config; nothing has been loaded.
         """
         device = self.cluster.device
         weights = torch.load(checkpoint / MODEL, map_location=device, weights_only=True)
         problems = tensor_problems(self.model.state_dict(), weights, checkpoint)
-        problems += origin_problems(checkpoint, self.spec)
+        problems += [] if other else origin_problems(checkpoint, self.spec)
         if problems:
             raise SpecError(problems)
         self.cluster.load(self.model, weights)
         trainer = torch.load(checkpoint / TRAINER, map_location="cpu", weights_only=True)
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.cluster.load_optimizer(self.optimizer, trainer["optimizer"])
-        self.step, self.seconds = trainer["step"], trainer["seconds"]
+        self.step = trainer["step"]
+        if self.cluster.rank < len(trainer["rng"]):
+            self.cluster.set_rng_state(trainer["rng"][self.cluster.rank])
+        if other:
+            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(own)
+            return
+        self.seconds = trainer["seconds"]
         self.lost.count, self.lost.in_a_row = trainer["skipped"]
         self.window = FinalWindow(**trainer["window"])
         self.evaluated = trainer["evaluated"]
-        if self.cluster.rank < len(trainer["rng"]):
-            self.cluster.set_rng_state(trainer["rng"][self.cluster.rank])
 
 
 def build(spec: ExperimentSpec, cluster: Cluster) -> tuple[Loader, Learner]:
@@ -330,6 +345,7 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
             return 0
     cluster.from_first(lambda: check_mirrors(spec))
     loader, model = cluster.together(lambda: build(spec, cluster))
+    origin = cluster.from_first(lambda: find_origin(spec, run_dir))
     evaluator = None
     if spec.evaluation.period and not spec.evaluation.asynchronous:
         evaluator = cluster.together(lambda: build_evaluator(spec, cluster, vocab_size=loader.vocab_size))
@@ -337,7 +353,7 @@ def run(spec: ExperimentSpec, attempt_dir: Path | None, cluster: Cluster, signal
         directory = attempt_dir or cluster.from_first(lambda: _begin_attempt(spec, run_dir, held))
         monitor = held.enter_context(Monitor(spec, directory, cluster.rank, cluster.device))
         log.info("%d parameters, %d x %s", num_parameters(model), cluster.world_size, cluster.device.type)
-        code = Trainer(spec, cluster, loader, model, signalled, evaluator=evaluator).train(monitor)
+        code = Trainer(spec, cluster, loader, model, signalled, evaluator=evaluator, origin=origin).train(monitor)
     if code == EXIT_INTERRUPTED and attempt_dir is None and cluster.first:
         print("start it again by the same command", file=sys.stderr)
     return code
