@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 _CSS = """
-.n2n-log { margin: 0; height: 340px; overflow: auto; padding: 10px 12px; border: 1px solid var(--n2n-border);
+.n2n-log { margin: 0; height: 460px; overflow: auto; padding: 10px 12px; border: 1px solid var(--n2n-border);
   border-radius: 6px; background: var(--n2n-surface); color: var(--n2n-text); font-family: "Source Code Pro", monospace;
   font-size: 0.8rem; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; }
 .n2n-log:focus-visible { outline: 2px solid var(--n2n-accent); }

@@ -55,6 +55,7 @@ function write(cell, column, value) {
     dot.style.background = color;
     parts.push(dot);
   }
+  if (act) parts.push(make("button", act, { type: "button", className: "act" }));
   for (const chip of chips) parts.push(make("span", chip, { className: "chip" }));
   if (value?.spark) parts.push(spark(value.spark, text));
   else if (text || href || glyph) {
@@ -67,7 +68,6 @@ function write(cell, column, value) {
     inner.append(text);
     parts.push(inner);
   }
-  if (act) parts.push(make("button", act, { type: "button", className: "act" }));
   if (column.edit) {
     const button = make("button", "", { type: "button", className: "edit", title: `Edit ${column.title}` });
     button.setAttribute("aria-label", `Edit ${column.title}`);

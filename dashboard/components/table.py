@@ -47,7 +47,7 @@ class Cell:
         spark: a small curve in place of the text: its points, x and y from 0 to 1, y upwards. The text describes it.
         chips: words, each in a frame of its own, in front of the text.
         edit: what editing the cell starts with, in a column that can be edited; the text when empty.
-        act: name of a button behind the text, for example "log".
+        act: name of a button in front of the text, for example "log".
         color: of a dot in front of the text; a CSS colour.
         dash: in place of the dot a piece of a line in that colour: an SVG dash pattern, or solid.
     """

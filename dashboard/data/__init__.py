@@ -69,6 +69,12 @@ def attempts(run_id: str) -> list[schemas.Attempt]:
     return client().attempts(run_id)
 
 
+@st.cache_data(ttl=TTL, show_spinner=False, max_entries=256)
+def evaluations(run_id: str) -> list[schemas.Evaluation]:
+    """What the learner of a run was worth on held-out sequences, by step."""
+    return client().evaluations(run_id)
+
+
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=64)
 def logs(run_id: str, attempt: int | None, stream: str | None, tail_bytes: int = 65536) -> schemas.LogTail:
     """The end of a log."""
@@ -107,9 +113,9 @@ def alive() -> bool:
 
 
 def known(view: str, subject: str) -> bool:
-    """Whether `latest` has an answer for this already."""
+    """Whether `latest` has an answer already, for a subject that begins so."""
     kept = st.session_state.get("latest", {})
-    return view in kept and kept[view][0] == subject
+    return view in kept and kept[view][0].startswith(subject)
 
 
 def latest(view: str, subject: str, load: Callable[[], T]) -> tuple[T, datetime, Unavailable | None]:

@@ -61,6 +61,11 @@ def delete_checkpoint(run_id: str, step: int) -> schemas.Checkpoint:
     return changed
 
 
+def checkpoint_archive(run_id: str, step: int) -> bytes:
+    """A checkpoint as a tar file."""
+    return b"".join(data.client().download_checkpoint(run_id, step))
+
+
 def act_on_runs(action: str, selection: dict[str, Any], **values: Any) -> schemas.RunsChanged:
     """Cancel, retry, archive, restore or tag several runs.
 

@@ -75,21 +75,23 @@ def row(run: Run, now: datetime, curve: Curve, scale: Scale, log: str = "") -> R
 class Scale:
     """Logarithmic axes that all small curves of a table share, from 0 to 1."""
 
-    def __init__(self, last: float, low: float, high: float) -> None:
-        self.last, self.low, self.high = last, low, high
+    def __init__(self, xs: tuple[float, float], ys: tuple[float, float]) -> None:
+        self.xs, self.ys = xs, ys
 
     @classmethod
     def of(cls, curves: Sequence[Curve]) -> Scale:
         """Around all of these curves."""
-        points = [point for curve in curves for point in curve]
-        values = [y for _, y in points] or [1.0]
-        return cls(max((x for x, _ in points), default=1.0), min(values), max(values))
+        xs = [x for curve in curves for x, _ in curve] or [1.0]
+        ys = [y for curve in curves for _, y in curve] or [1.0]
+        return cls((min(xs), max(xs)), (min(ys), max(ys)))
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a point lies."""
-        across = math.log1p(x) / math.log1p(self.last) if self.last > 0 else 0.0
-        span = math.log(self.high / self.low)
-        return round(across, 3), round(math.log(y / self.low) / span if span > 0 else 0.5, 3)
+        return _share(x, *self.xs), _share(y, *self.ys)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return round(math.log(value / low) / math.log(high / low), 3) if high > low else 0.5
 
 
 def _spark(curve: Curve, scale: Scale) -> Cell:

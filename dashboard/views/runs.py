@@ -143,7 +143,7 @@ def body() -> None:
         return
     subject = f"{asked.condition} {asked.states} {asked.sort} {asked.cursor}"
     waiting = st.empty()
-    if not data.known("runs", subject):
+    if not data.known("runs", ""):
         with waiting:
             skeleton(12)
     snap, at, away = data.latest("runs", subject, lambda: load(asked))

@@ -45,6 +45,7 @@ class ActingRun:
                 "lr": 3e-4 * min(1.0, step / 50),
                 "grad_norm": 0.4 + 2 / (1 + step / 20) + abs(self.noise.gauss(0, 0.05)),
                 "tokens_per_second": 61_000 + self.noise.gauss(0, 900),
+                "memory": 1.5,
             }
             if bound:
                 values |= {"bound": bound_now, "excess": excess}
@@ -69,6 +70,39 @@ class ActingRun:
             "path": f"checkpoints/{checkpoint_name(step)}",
             "size_bytes": 1_234_567,
             "digest": secrets.token_hex(32),
+        }
+        self.num_events += 1
+        self.send(EVENTS, encode_line(record))
+
+    def evaluate(self, step: int, *, num_positions: int = 63) -> None:
+        """Report an evaluation on held-out sequences, with curves by position and probes of two latents."""
+        excess = 0.9 * (1 + step / 12) ** -0.75
+        positions = [float(t) for t in range(1, num_positions + 1)]
+        bound = [self.entropy + 0.6 / t for t in positions]
+        over = [excess * (1 + 1 / t) for t in positions]
+        curves = {
+            "positions": positions,
+            "loss": [b + e for b, e in zip(bound, over, strict=True)],
+            "loss_stderr": [0.01 for _ in positions],
+            "bound": bound,
+            "bound_stderr": [0.01 for _ in positions],
+            "excess": over,
+            "excess_stderr": [0.1 * e for e in over],
+            "kl": [0.97 * e for e in over],
+            "kl_stderr": [0.05 * e for e in over],
+        }
+        values = {"loss": self.entropy + excess, "bound": self.entropy, "excess": excess, "kl": 0.98 * excess}
+        probes = {f"layer{i}/{name}": 1 - 0.5 / (i + k) for i in range(3) for k, name in ((1, "Z"), (2, "C"))}
+        record = {
+            "seq": self.num_events,
+            "kind": "evaluated",
+            "step": step,
+            "time": time.time(),
+            "path": f"evaluations/{step:010d}.json",
+            "values": {f"eval/{k}": v for k, v in values.items()}
+            | {f"eval/{k}_stderr": 0.03 * excess for k in values}
+            | {f"probe/{k}": v for k, v in probes.items()},
+            "by_position": curves,
         }
         self.num_events += 1
         self.send(EVENTS, encode_line(record))

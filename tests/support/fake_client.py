@@ -99,6 +99,7 @@ class FakeClient:
         self.clones: list[schemas.Clone] = []
         self.selections: list[schemas.RunSelection] = []
         self.tries: dict[str, list[schemas.Attempt]] = {}
+        self.evaluated: dict[str, list[schemas.Evaluation]] = {}
         self.finer: dict[str, schemas.Series] = {}
 
     def add(self, run_id: str, state: RunState, *, name: str = "small", step: int = 0, **fields: Any) -> None:
@@ -245,6 +246,10 @@ class FakeClient:
     def attempts(self, run_id: str) -> list[schemas.Attempt]:
         self._call("attempts")
         return self.tries.get(run_id, [])
+
+    def evaluations(self, run_id: str) -> list[schemas.Evaluation]:
+        self._call("evaluations")
+        return self.evaluated.get(run_id, [])
 
     def pin_checkpoint(self, run_id: str, step: int, *, pinned: bool = True) -> schemas.Checkpoint:
         self._call("pin_checkpoint")

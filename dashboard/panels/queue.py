@@ -1,0 +1,187 @@
+"""The queue: who waits, in which order and why; to pause, reorder and cancel."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+import streamlit as st
+
+from dashboard.components.page import attempt_to, note, say, section
+from dashboard.components.table import Cell, Column, Row, reselect, selected, table
+from dashboard.data import queue as service
+from dashboard.placement import needs
+from dashboard.wording import ago, clock, plural
+from nanollama.api.schemas import Experiment, Queue, QueueEntry
+
+TABLE_HEIGHT = 420  # pixels beyond which a table scrolls
+PRIORITIES = range(-100, 101)
+
+QUEUE_COLUMNS = (
+    Column("position", "#", "number", help="in the order in which workers take them"),
+    Column("name", "run", "name"),
+    Column("why", "waits because", "wrap"),
+    Column("priority", "priority", "number", help="higher first, -100 to 100; press it to change it", edit=True),
+    Column("needs", "needs", minor=True),
+    Column("experiment", "experiment", "name", minor=True),
+    Column("since", "since", minor=True),
+)
+EXPERIMENT_COLUMNS = (
+    Column("name", "experiment", "name"),
+    Column("waiting", "waiting", "number"),
+    Column("state", "state"),
+)
+REASONS = {
+    "queue_paused": ("Ⅱ", "warn"),
+    "experiment_paused": ("Ⅱ", "warn"),
+    "no_worker": ("✕", "bad"),
+    "draining": ("↓", "warn"),
+    "busy": ("◷", "muted"),
+    "next": ("▸", "accent"),
+}
+"""Glyph and tone of why a job waits."""
+
+
+def queue_row(entry: QueueEntry, now: datetime) -> Row:
+    """A job that waits."""
+    glyph, tone = REASONS.get(entry.reason, ("", ""))
+    again = f" · attempt {entry.attempt}" if entry.attempt > 1 else ""
+    cells = {
+        "position": Cell(f"{entry.position + 1:,}"),
+        "name": Cell(entry.run_name, title=f"{entry.run_name[:200]} · {entry.run_id}", href=f"run?run={entry.run_id}"),
+        "why": Cell(entry.detail[:500] + again, glyph=glyph, tone=tone),
+        "priority": Cell(f"{entry.priority}"),
+        "needs": Cell(needs(entry.resources)[:120] or "–", title=needs(entry.resources)[:2000]),
+        "experiment": Cell(service.experiment_name(entry.experiment_id), title=entry.experiment_id),
+        "since": Cell(ago(entry.since, now), title=clock(entry.since)),
+    }
+    return Row(entry.run_id, cells)
+
+
+def queue_part(queue: Queue, now: datetime, offset: int) -> None:
+    """Who waits, in which order and why."""
+    items = queue.items
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        section(
+            "Queue",
+            f"{plural(queue.waiting, 'job')} waiting" + (", in the order in which workers take them" if items else ""),
+        )
+        queue_actions(queue)
+    if queue.paused_since is not None:
+        text = "Nothing is handed to any worker; what runs goes on."
+        note(text, title=f"The queue has been paused since {clock(queue.paused_since)}", tone="warn")
+    if not items:
+        if offset:
+            note("Nothing waits that far back.")
+            st.button("← First", key="first", on_click=turn, args=(0,))
+        else:
+            note("What is submitted waits here until a worker is free for it.", title="Nothing waits")
+            st.page_link("views/launch.py", label="Launch something", icon=":material/rocket_launch:")
+        return
+    rows = [queue_row(entry, now) for entry in items]
+    reply = table(QUEUE_COLUMNS, rows, label="Jobs that wait", key="queue", height=TABLE_HEIGHT, select=True)
+    if reply.opened:
+        st.switch_page("views/run.py", query_params={"run": reply.opened})
+    if reply.edit is not None and reply.edit.column == "priority":
+        prioritise(reply.edit.row, reply.edit.text)
+        st.rerun(scope="fragment")
+    if offset or offset + len(items) < queue.waiting:
+        with st.container(horizontal=True):
+            before, after = max(0, offset - service.SHOWN_JOBS), offset + service.SHOWN_JOBS
+            st.button("← Before", key="before", disabled=not offset, on_click=turn, args=(before,))
+            st.button("After →", key="after", disabled=after >= queue.waiting, on_click=turn, args=(after,))
+
+
+def queue_actions(queue: Queue) -> None:
+    """What can be done to the whole queue, and to the jobs that are checked."""
+    shown = {entry.run_id: entry for entry in queue.items}
+    chosen = [run_id for run_id in selected("queue") if run_id in shown]
+    with st.container(horizontal=True, vertical_alignment="center", width="content"):
+        if chosen:
+            with st.popover(f"Cancel {plural(len(chosen), 'job')}"):
+                st.html("<p>Cancel these jobs? They leave the queue; a retry puts one back.</p>")
+                st.button("Yes, cancel them", type="primary", key="confirm-cancel", on_click=cancel, args=(chosen,))
+        if queue.paused_since is None:
+            st.button("Pause the queue", key="pause", on_click=pause_queue, args=(True,), help="what runs goes on")
+        else:
+            st.button("Resume the queue", type="primary", key="resume", on_click=pause_queue, args=(False,))
+
+
+def pause_queue(paused: bool) -> None:
+    """Lease nothing more to anybody, or lease again."""
+
+    def act() -> str:
+        service.pause_queue(paused=paused)
+        return "The queue is paused; what runs goes on." if paused else "Workers take jobs again."
+
+    attempt_to("Pausing" if paused else "Resuming", act)
+
+
+def cancel(run_ids: list[str]) -> None:
+    """Let jobs leave the queue."""
+    attempt_to("Cancelling", lambda: f"{plural(service.cancel(run_ids), 'job')} cancelled.")
+    reselect("queue", [])
+
+
+def prioritise(run_id: str, text: str) -> None:
+    """Change a priority as it was typed."""
+    word = text.strip().replace("−", "-")
+    if not re.fullmatch(r"[+-]?\d{1,3}", word) or int(word) not in PRIORITIES:
+        say(f"'{text[:80]}' is no priority: write a whole number from -100 to 100. Nothing was changed.", tone="bad")
+        return
+
+    def act() -> str:
+        run = service.prioritise(run_id, int(word))
+        return f"{run.name} has priority {run.priority} now."
+
+    attempt_to("Changing the priority", act)
+
+
+def turn(offset: int) -> None:
+    """Show the queue from another position on."""
+    if offset:
+        st.query_params["from"] = str(offset)
+    else:
+        st.query_params.pop("from", None)
+
+
+def experiments_part(queue: Queue, resting: Sequence[Experiment]) -> None:
+    """Experiments with jobs in the queue, or that are paused; each can be paused and resumed."""
+    waiting = Counter(entry.experiment_id for entry in queue.items)
+    paused = {experiment.id: experiment for experiment in resting}
+    held_back = {e.experiment_id for e in queue.items if e.reason == "experiment_paused"} | set(paused)
+    known = [*paused, *(each for each in waiting if each not in paused)]
+    if not known:
+        return
+    section("Experiments", "those with jobs in the queue, and those that are paused")
+    rows = []
+    for each in known:
+        state = (
+            Cell("paused", glyph="Ⅱ", tone="warn", act="resume") if each in held_back else Cell("waits", act="pause")
+        )
+        name = paused[each].name if each in paused else service.experiment_name(each)
+        cells = {
+            "name": Cell(name, title=f"{name[:200]} · {each}", href=f"./?q=experiment:{each}"),
+            "waiting": Cell(f"{waiting.get(each, 0):,}"),
+            "state": state,
+        }
+        rows.append(Row(each, cells))
+    reply = table(EXPERIMENT_COLUMNS, rows, label="Experiments in the queue", key="experiments", height=TABLE_HEIGHT)
+    if reply.opened:
+        st.switch_page("views/runs.py", query_params={"q": f"experiment:{reply.opened}"})
+    if reply.acted is not None:
+        pause_experiment(*reply.acted)
+        st.rerun(scope="fragment")
+
+
+def pause_experiment(experiment_id: str, action: str) -> None:
+    """Lease none of an experiment's runs, or lease them again."""
+    paused = action == "pause"
+
+    def act() -> str:
+        name = service.pause_experiment(experiment_id, paused=paused).name
+        return f"{name} is paused; those of its runs that execute go on." if paused else f"{name} goes on."
+
+    attempt_to("Pausing" if paused else "Resuming", act)
