@@ -47,6 +47,8 @@ class PowerLaw:
         num_points: that were fitted.
         num_runs: whose exponents were averaged; the interval is over them where there are three or more.
         left_out: points in that range whose value is not above zero, which have no logarithm.
+        center: log x where the law is known best; NaN for a mean over runs.
+        reach: half the width of the 95 % interval of log y there.
     """
 
     exponent: float
@@ -58,10 +60,17 @@ class PowerLaw:
     num_points: int
     num_runs: int = 1
     left_out: int = 0
+    center: float = math.nan
+    reach: float = math.nan
 
     def at(self, x: float) -> float:
         """Its value."""
         return math.exp(self.intercept - self.exponent * math.log(x))
+
+    def interval(self, x: float) -> tuple[float, float] | None:
+        """The 95 % interval of its value, the scatter of single points left out; None where it is not known."""
+        reach = math.hypot(self.reach, (self.high - self.exponent) * (math.log(x) - self.center))
+        return (self.at(x) * math.exp(-reach), self.at(x) * math.exp(reach)) if reach < 100 else None
 
 
 def fit(points: Sequence[Point], *, least: int = LEAST) -> PowerLaw | None:
@@ -87,15 +96,17 @@ def fit(points: Sequence[Point], *, least: int = LEAST) -> PowerLaw | None:
     slope = sum(w * (u - mean_u) * (v - mean_v) for w, u, v in zip(weights, us, vs, strict=True)) / spread
     intercept = mean_v - slope * mean_u
     free = len(kept) - 2
-    reach = math.inf
+    reach = level = math.inf
     if free > 0:
         chi2 = sum(w * (v - intercept - slope * u) ** 2 for w, u, v in zip(weights, us, vs, strict=True)) / free
         scale = max(chi2, 1.0) if all(p.error for p in kept) else chi2
-        reach = student(free) * math.sqrt(scale / spread)
+        reach, level = (student(free) * math.sqrt(scale / each) for each in (spread, total))
     xs = [p.x for p in kept]
     low, high = -slope - reach, -slope + reach
     left_out = len(usable) - len(kept)
-    return PowerLaw(-slope, low, high, intercept, min(xs), max(xs), len(kept), left_out=left_out)
+    return PowerLaw(
+        -slope, low, high, intercept, min(xs), max(xs), len(kept), left_out=left_out, center=mean_u, reach=level
+    )
 
 
 def late(points: Sequence[Point]) -> list[Point]:

@@ -127,7 +127,7 @@ async function onPaper(root, data, width) {
   sheet.style.cssText = `position:fixed;left:-10000px;top:0;width:${width}px;color-scheme:light`;
   root.parentElement.append(sheet);
   const tokens = resolver(sheet);
-  const figure = arrange(tokens.walk(data.figure, ""), width, root.hiddenLines);
+  const figure = arrange(fit(tokens.walk(data.figure, ""), width), width, root.hiddenLines);
   tokens.done();
   const { layout } = figure;
   Object.assign(layout, { width, paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff" });
