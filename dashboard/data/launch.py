@@ -11,12 +11,6 @@ from nanollama.api.errors import InvalidRequest, NotFound, TooLarge
 RECENT = 200  # runs that are offered to be started from
 
 
-@st.cache_data(ttl=60, show_spinner=False)
-def templates() -> list[schemas.Template]:
-    """Configs that ship with the project."""
-    return data.client().templates()
-
-
 @st.cache_data(ttl=5, show_spinner=False)
 def recent_runs() -> list[schemas.Run]:
     """The newest runs, for a choice among them."""

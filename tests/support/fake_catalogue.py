@@ -116,7 +116,10 @@ class FakeCatalogue(FakeClient):
 
     def draft_graph(self, *, yaml: str) -> str:
         self._call("draft_graph")
-        return draw_graph(parse(GSSMSpec, load_yaml(yaml)["data"]["gssm"]))
+        try:
+            return draw_graph(parse(GSSMSpec, load_yaml(yaml)["data"]["gssm"]))
+        except (SpecError, KeyError, TypeError):
+            raise InvalidRequest("the config describes no graph") from None
 
     def submit(self, *, yaml: str, name: str | None, idempotency_key: str, **order: Any) -> schemas.Experiment:
         self.submissions.append(idempotency_key)
