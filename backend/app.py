@@ -17,6 +17,7 @@ from backend.auth.limits import RateLimit
 from backend.checkpoints.endpoints import router as checkpoints_router
 from backend.database import Database
 from backend.deps import Clock, Context, refuse_unknown_queries, utc_now
+from backend.documentation import add_documentation
 from backend.errors import MEDIA_TYPE, install_error_handlers
 from backend.evaluations.endpoints import router as evaluations_router
 from backend.experiments.endpoints import router as experiments_router
@@ -110,6 +111,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         summary="Submit training configs, follow the runs, compare the loss with its entropy bound.",
         openapi_tags=TAGS,
         openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.context = context
@@ -119,6 +122,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     app.include_router(root_router, dependencies=[Depends(authorize)])
+    add_documentation(app)
     app.state.answers = Answers()
     install_error_handlers(app)
     app.add_exception_handler(NotModified, not_modified)
