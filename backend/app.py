@@ -14,6 +14,7 @@ import nanollama
 from backend.auth.access import SECURITY, Tokens, authorize, is_open, needed_scope
 from backend.auth.endpoints import router as tokens_router
 from backend.auth.limits import RateLimit
+from backend.catalogue.endpoints import router as catalogue_router
 from backend.checkpoints.endpoints import router as checkpoints_router
 from backend.database import Database
 from backend.deps import Clock, Context, refuse_unknown_queries, utc_now
@@ -41,6 +42,10 @@ from backend.workers.endpoints import router as workers_router
 TAGS = [
     {"name": "specs", "description": "Configs: those that ship with the project, and the check of one's own."},
     {"name": "experiments", "description": "A submitted config and the runs that it made."},
+    {
+        "name": "catalogue",
+        "description": "What sequences come from: true models with their entropy, and files of sequences.",
+    },
     {"name": "runs", "description": "Training runs: state, logs, checkpoints."},
     {
         "name": "metrics",
@@ -58,6 +63,7 @@ ROOT = "/api/v1"
 ROUTERS = (
     specs_router,
     experiments_router,
+    catalogue_router,
     runs_router,
     metrics_router,
     checkpoints_router,

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session, undefer
 
+from backend.catalogue.repository import BOUNDS
 from backend.database import upsert
 from backend.tables import Experiment, IdempotencyKey, ReusedRun
 
@@ -51,8 +52,8 @@ class ExperimentRepository:
         return self._session.scalar(query) or 0
 
     def page(self, *, limit: int, cursor: str | None) -> list[Experiment]:
-        """Up to `limit` experiments, newest first, older than the one whose id is `cursor`."""
-        query = select(Experiment).order_by(Experiment.id.desc()).limit(limit)
+        """Up to `limit` experiments, newest first, older than the one whose id is `cursor`; that of bounds aside."""
+        query = select(Experiment).where(Experiment.id != BOUNDS).order_by(Experiment.id.desc()).limit(limit)
         if cursor is not None:
             query = query.where(Experiment.id < cursor)
         return list(self._session.scalars(query))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from backend.catalogue.repository import CatalogueRepository
+from backend.checkpoints.starting import StartingPoints
 from backend.columns import content_digest
 from backend.experiments.repository import ExperimentRepository, IdempotencyRepository
 from backend.ids import new_id
@@ -23,6 +26,7 @@ from nanollama.api import schemas
 from nanollama.api.errors import AlreadySucceeded, Conflict, InvalidRequest, NotFound
 from nanollama.api.status import RunState
 from nanollama.spec.base import Problem, SpecError
+from nanollama.spec.identity import path_hash, start
 from nanollama.spec.load import set_value
 
 INSERTED = 500
@@ -38,25 +42,29 @@ class ExperimentService:
         self._now = now
         self._experiments = ExperimentRepository(session)
         self._keys = IdempotencyRepository(session)
+        self._catalogue = CatalogueRepository(session)
         self._runs = RunRepository(session)
         self._needs = NeedRepository(session)
         self._pauses = PauseRepository(session)
         self._queue = QueueService(session, now)
         self._editor = RunEditor(session, now)
+        self._checkpoints = StartingPoints(session)
 
-    def submit(self, given: schemas.ExperimentCreate, sweep: Sweep, idempotency_key: str | None) -> schemas.Experiment:
-        """Create an experiment and queue its runs.
+    def submit(
+        self, given: schemas.ExperimentCreate, sweep: Sweep, idempotency_key: str | None, pool: str | None = None
+    ) -> schemas.Experiment:
+        """Create an experiment and queue its runs, for workers of a pool only if one is given.
 
         Raises:
             Conflict: the key was used for another request.
             AlreadySucceeded: with `reuse: ask`, runs that need not run again.
         """
         if idempotency_key is None:
-            return self._create(given, sweep)
+            return self._create(given, sweep, pool)
         request_hash = content_digest(given)
         before = self._keys.take(idempotency_key, request_hash, self._now)
         if before is None:
-            answer = self._create(given, sweep)
+            answer = self._create(given, sweep, pool)
             self._keys.answered(idempotency_key, answer.model_dump(mode="json"))
             return answer
         if before.request_hash != request_hash:
@@ -92,12 +100,12 @@ class ExperimentService:
             self._editor.rename_experiment(experiment_id, patch.name)
         return self._view(row)
 
-    def clone_of(self, run_id: str, clone: schemas.Clone) -> schemas.ExperimentCreate:
-        """The submission that runs a run's config once more, with changes.
+    def clone_of(self, run_id: str, clone: schemas.Clone) -> tuple[schemas.ExperimentCreate, str | None]:
+        """The submission that runs a run's config once more, with changes; and the pool that has what it starts from.
 
         Raises:
             NotFound: no such run.
-            InvalidRequest: an override that leads nowhere.
+            InvalidRequest: an override that leads nowhere, a checkpoint that is not there or at the end.
         """
         run = self._runs.get(run_id, details=True)
         if run is None:
@@ -110,11 +118,17 @@ class ExperimentService:
                 set_value(config, key, value)
         except SpecError as error:
             raise InvalidRequest("an override cannot be made", error.problems) from None
+        notes, pool = clone.notes, None
+        if clone.from_checkpoint is not None:
+            pool = self._checkpoints.start_from(run, clone.from_checkpoint, config)
+            notes = notes or f"from step {clone.from_checkpoint:,} of run {run.id} ({run.name})"
+        elif start(run.config) is not None:
+            pool = self._checkpoints.pool_of(run.id, 1)  # it starts from the same, which that pool has reached
         given = clone.model_fields_set
-        return schemas.ExperimentCreate(
+        submission = schemas.ExperimentCreate(
             config=config,
             name=clone.name or run.name,
-            notes=clone.notes,
+            notes=notes,
             tags=run.tags if clone.tags is None else clone.tags,
             priority=run.priority if clone.priority is None else clone.priority,
             resources=clone.resources or schemas.Resources.model_validate(experiment.resources),
@@ -122,6 +136,7 @@ class ExperimentService:
             max_interruptions=clone.max_interruptions if "max_interruptions" in given else run.max_interruptions,
             reuse=clone.reuse,
         )
+        return submission, pool
 
     def page(self, *, limit: int, cursor: str | None) -> schemas.ExperimentPage:
         """A page of experiments with their first runs, newest first."""
@@ -131,7 +146,7 @@ class ExperimentService:
             next_cursor=rows[limit - 1].id if len(rows) > limit else None,
         )
 
-    def _create(self, given: schemas.ExperimentCreate, sweep: Sweep) -> schemas.Experiment:
+    def _create(self, given: schemas.ExperimentCreate, sweep: Sweep, pool: str | None) -> schemas.Experiment:
         reused = self._reusable(sweep.runs) if given.reuse != "never" else {}
         if reused and given.reuse == "ask":
             raise _already_succeeded(sweep, reused)
@@ -148,6 +163,7 @@ class ExperimentService:
             num_runs=len(sweep.runs),
         )
         self._experiments.add(experiment)
+        self._register_data(experiment.name, sweep)
         needs = self._needs.put(given.resources)
         rows: list[dict[str, Any]] = []
         configs: list[tuple[str, dict[str, Any]]] = []
@@ -155,9 +171,9 @@ class ExperimentService:
             rows.append(row)
             configs.append((row["id"], row["config"]))
             if len(rows) == INSERTED:
-                self._enqueue(rows)
+                self._enqueue(rows, pool)
                 rows = []
-        self._enqueue(rows)
+        self._enqueue(rows, pool)
         self._runs.add_params(experiment.id, configs)
         self._experiments.reuse(
             {"experiment_id": experiment.id, "position": position, "run_id": run_id, "name": sweep.runs[position].name}
@@ -165,10 +181,18 @@ class ExperimentService:
         )
         return self._view(experiment).model_copy(update={"spec_notes": list(sweep.notes)})
 
-    def _enqueue(self, rows: Sequence[dict[str, Any]]) -> None:
+    def _register_data(self, name: str, sweep: Sweep) -> None:
+        """Enter what the sequences of the runs come from; one that all of them share is called as the experiment."""
+        models = [run.model for run in sweep.runs if run.model is not None]
+        if len({model.hash for model in models}) == 1:
+            models = [replace(model, name=name) for model in models]
+        self._catalogue.register(models, self._now)
+        self._catalogue.register_paths([run.path for run in sweep.runs if run.path is not None], self._now)
+
+    def _enqueue(self, rows: Sequence[dict[str, Any]], pool: str | None) -> None:
         if rows:
             self._runs.add_many(rows)
-            self._queue.open_first_attempts(rows)
+            self._queue.open_first_attempts(rows, pool)
 
     def _reusable(self, runs: Sequence[Variation]) -> dict[int, str]:
         """By position, the id of an earlier run that has learnt the same."""
@@ -205,6 +229,8 @@ class ExperimentService:
                 "config": run.config,
                 "config_hash": run.config_hash,
                 "training_hash": run.training_hash,
+                "gssm_hash": None if run.model is None else run.model.hash,
+                "dataset_hash": None if run.path is None else path_hash(run.path),
                 "needs": needs,
                 "retries": given.retries,
                 "max_interruptions": given.max_interruptions,

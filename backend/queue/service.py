@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from backend.catalogue.bounds import keep_result
 from backend.checkpoints.repository import CheckpointRepository
 from backend.ids import new_id
 from backend.queue.repository import AttemptRepository
@@ -17,6 +18,7 @@ from backend.tables import Attempt, Run
 from nanollama.api import schemas
 from nanollama.api.errors import Conflict
 from nanollama.api.status import ATTEMPT_TRANSITIONS, AttemptState, RunState
+from nanollama.spec.identity import start
 from nanollama.spec.rundir import EXIT_BAD_INPUT
 
 _OF_ATTEMPTS = ("id", "experiment_id", "priority", "needs")
@@ -34,24 +36,26 @@ class QueueService:
 
     def __init__(self, session: Session, now: datetime) -> None:
         self._now = now
+        self._session = session
         self._attempts = AttemptRepository(session)
         self._checkpoints = CheckpointRepository(session)
         self._runs = RunRepository(session)
         self._events = EventRepository(session)
 
-    def open_first_attempts(self, runs: Sequence[Mapping[str, Any]]) -> None:
-        """Queue the first attempts of new runs, given as rows."""
-        self._attempts.add_many([self._queued(**{key: run[key] for key in _OF_ATTEMPTS}, number=1) for run in runs])
+    def open_first_attempts(self, runs: Sequence[Mapping[str, Any]], pool: str | None = None) -> None:
+        """Queue the first attempts of new runs, given as rows; for a pool that has what they start from, if any."""
+        rows = [self._queued(**{key: run[key] for key in _OF_ATTEMPTS}, number=1, pool=pool) for run in runs]
+        self._attempts.add_many(rows)
         event = {"attempt": 1, "kind": "transition", "at": self._now, "to_state": AttemptState.QUEUED.value, "epoch": 0}
         self._events.add_many([{"run_id": run["id"], **event} for run in runs])
 
     def _open_next(self, last: Attempt, run: Run, reason: str) -> None:
-        """Queue the attempt after the last one; where that pool has checkpoints of the run, only for that pool."""
+        """Queue the attempt after the last one; only for its pool where that has what the run goes on from."""
         run.attempt += 1
         run.state, run.reason, run.worker, run.finished_at = RunState.QUEUED, reason, None, None
         row = self._queued(**{key: getattr(run, key) for key in _OF_ATTEMPTS}, number=run.attempt)
-        pool = last.pool if self._checkpoints.any_left(run.id) else None
-        self._attempts.add_many([row | {"reason": reason, "pool": pool}])
+        bound = self._checkpoints.any_left(run.id) or start(run.config) is not None
+        self._attempts.add_many([row | {"reason": reason, "pool": last.pool if bound else None}])
         self._transition_event(run, run.attempt, None, AttemptState.QUEUED, epoch=0, message=reason)
 
     def _queued(self, *, id: str, number: int, **values: Any) -> dict[str, Any]:  # noqa: A002 - the run's
@@ -193,6 +197,8 @@ class QueueService:
         else:
             self._follow(run, RunState(to.value), reason)
             run.result = result
+            if to is AttemptState.SUCCEEDED:
+                keep_result(self._session, run, result, self._now)
 
     def _continue(self, attempt: Attempt, run: Run) -> None:
         """What becomes of a run whose attempt ended without finishing it."""

@@ -17,7 +17,7 @@ from nanollama.api.filters import Term, parse_filter, parse_order
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError
 
-UNLESS_NAMED = parse_filter("archived:false")
+UNLESS_NAMED = parse_filter("archived:false app!=gssm.entropy")
 """What lists show of all runs, unless the filter names the field itself."""
 
 

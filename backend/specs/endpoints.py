@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Any
+
+from fastapi import APIRouter, Response
 
 from backend.auth.access import needs
 from backend.deps import error_responses
 from backend.specs import service
+from nanollama.api.errors import InvalidRequest
 from nanollama.api.schemas import SpecInput, Template, Validation
 from nanollama.api.scopes import READ
+from nanollama.commands.graph import graph_of
+from nanollama.spec.base import SpecError
+from nanollama.spec.drawing import draw_graph
 
 router = APIRouter(tags=["specs"])
+
+SVG = "image/svg+xml"
+PICTURE: dict[str, Any] = {"content": {SVG: {"schema": {"type": "string"}}}, "description": "the picture"}
 
 
 @router.get("/templates", summary="Configs that ship with the project", responses=error_responses())
@@ -27,3 +36,19 @@ def validate_spec(body: SpecInput) -> Validation:
     An invalid config is a successful answer: look at `valid`.
     """
     return service.validate_spec(body)
+
+
+@router.post(
+    "/specs/graph",
+    summary="Picture of a draft's graph",
+    response_class=Response,
+    responses={**error_responses(413), 200: PICTURE},
+)
+@needs(READ)
+def draw_draft(body: SpecInput) -> Response:
+    """An SVG of the graph in a config of any kind, whatever else is right or wrong in it. Nothing is stored."""
+    try:
+        picture = draw_graph(graph_of(service.read_document(body)))
+    except SpecError as error:
+        raise InvalidRequest("there is no graph that can be drawn", error.problems) from None
+    return Response(picture, media_type=SVG)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Variation:
     config_hash: str
     training_hash: str
 
-    @property
+    @cached_property
     def model(self) -> TrueModel | None:
         """What its sequences are sampled from; None where they come from a file."""
         return TrueModel.of(self.name, self.config["data"])

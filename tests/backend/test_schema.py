@@ -33,6 +33,7 @@ def test_the_service_does_what_its_documentation_says(
         "attempt_id": lease["attempt_id"],
         "experiment_id": caller.run(lease["run_id"])["experiment_id"],
         "worker_id": "w",
+        "content_hash": caller.get("/gssms")["items"][0]["hash"],
         "step": 5,
         "name": "stdout.log",
         "token_id": "t0",

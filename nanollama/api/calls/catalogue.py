@@ -50,7 +50,8 @@ class CatalogueCalls(Transport):
         """Files of sequences that runs read or workers have found, by path."""
         return parse_replies(self._call("GET", "/datasets"), schemas.Dataset)
 
-    def report_datasets(self, worker_id: str, datasets: list[schemas.DatasetReport]) -> None:
-        """Say which files of sequences there are for a worker's pool, in place of what was said before."""
+    def report_datasets(self, worker_id: str, datasets: list[schemas.DatasetReport]) -> list[schemas.Dataset]:
+        """Say which files of sequences there are for a worker's pool, in place of what was said before; its files."""
         body = schemas.DatasetReports(datasets=datasets)
-        self._call("PUT", f"/workers/{segment(worker_id)}/datasets", body=body, idempotent=True)
+        reply = self._call("PUT", f"/workers/{segment(worker_id)}/datasets", body=body, idempotent=True)
+        return parse_replies(reply, schemas.Dataset)
