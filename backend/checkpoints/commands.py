@@ -41,7 +41,7 @@ class CheckpointCommands:
         Raises:
             Conflict: no worker can, or it must not be deleted.
         """
-        if not self._checkpoints.has_pool(row):
+        if self._checkpoints.pool_of(row.run_id, row.attempt) is None:
             raise Conflict(
                 "neither the service nor a worker reaches the files of this checkpoint: its run was imported"
             )

@@ -55,10 +55,9 @@ class CheckpointRepository:
         )
         return self._session.scalars(query).one_or_none()
 
-    def has_pool(self, row: Checkpoint) -> bool:
-        """Whether there is a pool whose workers reach the files of a checkpoint."""
-        query = select(Attempt.pool).where(Attempt.run_id == row.run_id, Attempt.number == row.attempt)
-        return self._session.scalar(query) is not None
+    def pool_of(self, run_id: str, attempt: int) -> str | None:
+        """The pool whose workers reach what an attempt has saved."""
+        return self._session.scalar(select(Attempt.pool).where(Attempt.run_id == run_id, Attempt.number == attempt))
 
     def pending(self, pool: str, limit: int) -> list[Checkpoint]:
         """Checkpoints with which workers of a pool are to do something; those of runs that go on are not deleted."""

@@ -32,7 +32,9 @@ def create_experiment(
     return submit_experiment(context, body, idempotency_key)
 
 
-def submit_experiment(context: Context, given: ExperimentCreate, idempotency_key: str | None) -> Experiment:
+def submit_experiment(
+    context: Context, given: ExperimentCreate, idempotency_key: str | None, pool: str | None = None
+) -> Experiment:
     """Read a config and its grid, outside of the transaction that stores them. Raises InvalidRequest."""
     try:
         sweep = read_sweep(given)
@@ -41,7 +43,7 @@ def submit_experiment(context: Context, given: ExperimentCreate, idempotency_key
         detail = f"the config has {count} problem{'s' if count > 1 else ''}"
         raise InvalidRequest(detail, error.problems) from None
     with context.database.write() as session:
-        experiment = ExperimentService(session, context.clock()).submit(given, sweep, idempotency_key)
+        experiment = ExperimentService(session, context.clock()).submit(given, sweep, idempotency_key, pool)
     context.notifier.notify()
     return experiment
 

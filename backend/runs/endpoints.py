@@ -126,10 +126,10 @@ def resolve_run(context: ContextDep, run_id: RunId, body: Resolve) -> Run:
 def clone_run(
     context: ContextDep, run_id: RunId, body: Clone, idempotency_key: IdempotencyKeyHeader = None
 ) -> Experiment:
-    """Make a new experiment from a run's config, with overrides, from its first step on."""
+    """Make a new experiment from a run's config, with overrides: from the first step on, or from a checkpoint."""
     with context.database.read() as session:
-        given = ExperimentService(session, context.clock()).clone_of(run_id, body)
-    return submit_experiment(context, given, idempotency_key)
+        given, pool = ExperimentService(session, context.clock()).clone_of(run_id, body)
+    return submit_experiment(context, given, idempotency_key, pool)
 
 
 @router.patch("/{run_id}", summary="Change a run", responses=error_responses(404))

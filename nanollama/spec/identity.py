@@ -36,7 +36,7 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def start(config: Mapping[str, Any]) -> str | None:
     """What a run starts from instead of fresh weights: the digest of a checkpoint, or its path where none is given."""
-    checkpoint = config["orchestration"].get("checkpoint", {})
+    checkpoint = config.get("orchestration", {}).get("checkpoint", {})
     found: str | None = checkpoint.get("start_digest") or checkpoint.get(START)
     return found
 

@@ -65,7 +65,7 @@ class RunCalls(Transport):
     def clone(
         self, run_id: str, clone: schemas.Clone | None = None, *, idempotency_key: str | None = None
     ) -> schemas.Experiment:
-        """Make a new experiment from a run's config, with overrides."""
+        """Make a new experiment from a run's config, with overrides, and perhaps from one of its checkpoints on."""
         return parse_reply(
             self._call(
                 "POST",

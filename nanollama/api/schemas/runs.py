@@ -28,6 +28,13 @@ class Clone(Budgets):
     priority: int | None = Field(default=None, ge=-100, le=100)
     resources: Resources | None = None
     reuse: Literal["never", "ask", "always"] = "never"
+    from_checkpoint: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="step of a checkpoint of the run: go on from its weights and position, not from fresh ones; "
+        "only workers of the pool that has it take the new runs",
+    )
 
 
 class RunPatch(Request):
