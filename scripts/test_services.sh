@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# Make sure that a PostgreSQL server and a Chromium are at hand for the tests. Installs Debian's packages where that is
-# allowed (root, or sudo without a password); elsewhere says what is missing: the tests skip it, or fail when CI=true.
+# Make sure that a PostgreSQL server, a Chromium and a Slurm are at hand for the tests. Installs Debian's packages where
+# that is allowed (root, or sudo without a password); elsewhere says what is missing: the tests skip it, or fail when
+# CI=true.
 set -euo pipefail
 
 missing=()
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+slurm=(slurmctld slurmd sbatch munged)
+for program in "${slurm[@]}"; do
+    if ! PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null; then
+        missing+=(slurmctld slurmd slurm-client munge)
+        break
+    fi
+done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 as_root=()

@@ -26,7 +26,7 @@ echo "$(date +%s.%N) $*" >> "$here/{name}.calls"
 case "$(cat "$here/{name}.mode" 2>/dev/null)" in
   fail) echo "{name}: error: Unable to contact slurm controller (connect failure)" >&2; exit 1 ;;
   empty) exit 0 ;;
-  refuse) echo "{name}: error: Batch job submission failed: Invalid account or account/partition combination specified" >&2; exit 1 ;;
+  refuse) echo "{name}: error: Batch job submission failed: Invalid account" >&2; exit 1 ;;
   hang) exec sleep 600 ;;
   late) {path} "$@" >/dev/null; exec sleep 600 ;;
 esac

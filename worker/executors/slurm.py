@@ -40,9 +40,6 @@ BATCH_SCRIPT = "job.sh"
 ROOT_MARK = ".n2n-root"
 """File in a run root: where it is missing, the file system is away, and nothing follows from what is not there."""
 
-RETRY_SECONDS = 30.0
-"""After Slurm would take no job at the moment."""
-
 _TURN_SECONDS = 0.5
 """How long a submission waits for others, before its turn comes later."""
 
@@ -65,7 +62,7 @@ class _Evidence:
     claim: Claim | None
     submission: Submission | None
     exit: Exit | None
-    clean: bool  # the run has come to its own end and has said how
+    clean: bool  # the run has come to its own end and has said how, or was ended from here
 
 
 class SlurmExecutor:
@@ -108,6 +105,7 @@ class SlurmExecutor:
         self._turn = threading.Lock()  # one submission at a time
         self._not_before = 0.0  # when Slurm may be asked again to take a job
         self._not_now = ""  # why it would not
+        self._told: set[str] = set()  # markers of jobs that were told from here to end: nobody need be asked why
         mark = run_root / ROOT_MARK
         if not mark.exists():
             write_atomic(mark, f"{uuid.uuid4().hex}\n".encode())
@@ -159,7 +157,7 @@ class SlurmExecutor:
         job_id = claim.slurm_job_id if claim is not None else submission.job_id if submission is not None else None
         # first what Slurm says, then the files: a job writes before it ends, so what it has written is seen
         sighting = self.watch.follow(marker, job_id, claimed=claimed)
-        evidence = self._evidence(attempt)
+        evidence = self._evidence(attempt, told=marker in self._told)
         if evidence.claim is None:
             self._remember_number(attempt, evidence.submission, sighting)
             return before_the_claim(sighting, settled=self._settled(sighting))
@@ -183,14 +181,17 @@ class SlurmExecutor:
 
     def stop(self, attempt: Attempt) -> None:
         """Let Slurm end the job, as soon as it can be reached."""
+        self._told.add(marker_of(attempt))
         self.watch.cancel(marker_of(attempt))
 
     def kill(self, attempt: Attempt) -> None:
         """Let Slurm kill the job, as soon as it can be reached."""
+        self._told.add(marker_of(attempt))
         self.watch.cancel(marker_of(attempt), kill=True)
 
     def release(self, attempt: Attempt) -> None:
         """Follow the job no more."""
+        self._told.discard(marker_of(attempt))
         self.watch.forget(marker_of(attempt))
 
     # -- submitting --------------------------------------------------------------------------------------------------
@@ -250,7 +251,10 @@ class SlurmExecutor:
             if isinstance(error, SlurmRefuses):
                 remedy = "check the `slurm` section of the worker's config"
                 raise Refused(f"Slurm refuses the job: {error} - {remedy}") from None
-            self._not_before, self._not_now = self._clock() + RETRY_SECONDS, f"Slurm takes no job now: {error}"
+            self._not_before, self._not_now = (
+                self._clock() + self._options.poll_seconds,
+                f"Slurm takes no job now: {error}",
+            )
             raise Busy(self._not_now) from None
         except SlurmSilent as error:
             log.warning("%s: %s; looking for the job before another is submitted", marker, error)
@@ -282,13 +286,13 @@ class SlurmExecutor:
 
     # -- evidence ----------------------------------------------------------------------------------------------------
 
-    def _evidence(self, attempt: Attempt) -> _Evidence:
+    def _evidence(self, attempt: Attempt, *, told: bool) -> _Evidence:
         directory = attempt.directory
         exit_ = _read_exit(directory)
-        clean = False
+        clean = exit_ is not None and told and self._options.nodes == 1
         if exit_ is not None and not exit_.terminated:
             written = RESULT if exit_.exit_code == 0 else STOPPED
-            clean = (directory / written).exists()
+            clean = clean or (directory / written).exists()
         return _Evidence(read_claim(directory), self._read_submission(attempt), exit_, clean)
 
     def _read_submission(self, attempt: Attempt) -> Submission | None:
