@@ -209,7 +209,7 @@ def _label(figure: dict[str, Any], ends: Sequence[tuple[float, float, str, int]]
         return
     low = min(0.0, *values) if figure["layout"]["yaxis"].get("rangemode") == "tozero" else min(values)
     span = max(values) - low
-    scale = 0.9 * (HEIGHT - 48) / span if span > 0 else 0.0
+    scale = 0.9 * (HEIGHT - 48) / span if span > 1e-12 else 0.0
     wanted = sorted(ends, key=lambda end: end[1])
     places: list[float] = []
     for _, y, _, _ in wanted:

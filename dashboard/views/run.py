@@ -10,14 +10,17 @@ import streamlit as st
 import yaml
 
 from dashboard import data
+from dashboard.components.drawing import drawing
 from dashboard.components.page import away_note, header, live, note, said, section, skeleton
 from dashboard.components.shortcuts import Shortcut, shortcuts
-from dashboard.explain import repeat_commands
+from dashboard.data.launch import draft_graph
+from dashboard.explain import graph, repeat_commands
 from dashboard.panels.checkpoints import checkpoints
 from dashboard.panels.history import attempts, events
 from dashboard.panels.run_charts import Curves, View, charts, evaluation_charts, load_curves
 from dashboard.panels.run_head import actions, head, standing
 from dashboard.panels.run_log import log_tail
+from dashboard.wording import plural
 from nanollama.api.errors import NotFound
 from nanollama.api.schemas import Attempt, Checkpoint, Event, RunDetail
 from nanollama.api.status import RunState
@@ -93,6 +96,11 @@ def config(run: RunDetail) -> None:
             st.download_button(
                 "Download the config", text, file_name=file_name, mime="application/yaml", on_click="ignore"
             )
+        nodes = graph(run.config)
+        svg = draft_graph(text) if nodes else None
+        if svg:
+            section("Graph", f"{plural(len(nodes), 'node')}; the observed one gives the sequences")
+            drawing(svg, label=f"Graph of {plural(len(nodes), 'node')}", key=f"graph-{run.id}", height=400)
 
 
 def body(run_id: str, polling: bool) -> None:

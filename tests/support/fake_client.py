@@ -11,6 +11,7 @@ from typing import Any
 from nanollama.api import schemas
 from nanollama.api.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
 from nanollama.api.filters import parse_filter
+from nanollama.api.schemas import ByPosition
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
@@ -163,6 +164,10 @@ class FakeClient:
         except SpecError as error:
             return schemas.Validation(valid=False, problems=locate(yaml, error.problems))
         return schemas.Validation(valid=True, config=spec.model_dump(mode="json"), config_hash="cd" * 32)
+
+    def draft_graph(self, *, yaml: str) -> str:
+        self._call("draft_graph")
+        return f"<svg xmlns='http://www.w3.org/2000/svg'><text>{len(yaml)}</text></svg>"
 
     def submit(
         self, *, yaml: str, name: str | None, tags: list[str], priority: int, idempotency_key: str
@@ -358,6 +363,31 @@ def checkpoint(step: int, path: str | None = None, *, removed: bool = False) -> 
         digest="sha256:" + f"{step:064x}",
         created_at=NOW,
         removed=removed,
+    )
+
+
+def evaluation(step: int, num_positions: int = 40) -> schemas.Evaluation:
+    """An evaluation of a learner that approaches its bound by a power law."""
+    excess = 0.9 * (1 + step / 12) ** -0.75
+    positions = list(range(1, num_positions + 1))
+    return schemas.Evaluation(
+        step=step,
+        attempt=1,
+        at=NOW,
+        loss=ENTROPY + excess,
+        bound=ENTROPY,
+        excess=excess,
+        excess_stderr=0.02 * excess,
+        kl=0.98 * excess,
+        by_position=ByPosition(
+            positions=positions,
+            loss=[ENTROPY + 1 / t + excess for t in positions],
+            bound=[ENTROPY + 1 / t for t in positions],
+            excess=[excess for _ in positions],
+            excess_stderr=[0.1 * excess for _ in positions],
+            kl=[0.98 * excess for _ in positions],
+        ),
+        probes={f"layer{i}/{name}": 1 - 0.4 / (i + 1) for i in range(3) for name in ("Z", "C")},
     )
 
 
