@@ -26,8 +26,10 @@ from nanollama.api.client import Client, server_url
 from nanollama.api.errors import ApiError, InvalidRequest, Unavailable
 from nanollama.api.status import RunState
 from nanollama.commands.database import app as database_commands
+from nanollama.commands.doctor import doctor
 from nanollama.commands.graph import write_graph
 from nanollama.commands.import_config import describe, import_config
+from nanollama.commands.slurm import app as slurm_commands
 from nanollama.commands.token import app as token_commands
 from nanollama.progress import RunProgress, nats
 from nanollama.spec.base import Note
@@ -43,7 +45,9 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(database_commands, name="db")
+app.add_typer(slurm_commands, name="slurm")
 app.add_typer(token_commands, name="token")
+app.command()(doctor)
 out = Console()
 
 Url = Annotated[str, typer.Option("--url", help="The service; $N2N_URL when absent.", default_factory=server_url)]
