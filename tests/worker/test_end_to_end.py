@@ -123,3 +123,30 @@ def test_a_cancel_mid_run_leaves_no_process(laboratory: Laboratory) -> None:
     run = laboratory.wait_for_the_end(run_id)
     assert run.state is RunState.CANCELLED, run.reason
     assert laboratory.processes(run_id) == 0
+
+
+def test_a_bound_is_found_once_by_a_job_of_the_worker(laboratory: Laboratory) -> None:
+    client = laboratory.client
+    added = client.add_gssm(yaml=(ROOT / "configs/gssm/debug.yaml").read_text())
+    asked = client.compute_bound(added.hash)
+    assert asked.bound.state == "queued"
+    run_id = asked.bound.run_id
+    assert run_id is not None
+    run = laboratory.wait_for_the_end(run_id)
+    assert run.state is RunState.SUCCEEDED, run.reason
+    found = client.gssm(added.hash)
+    assert found.bound.state == "done"
+    assert found.bound.num_sequences == 10_000
+    assert found.bound.entropy == pytest.approx(1.5906, abs=0.0003)  # as the config says
+    assert found.bound.entropy_stderr == pytest.approx(0.0014, abs=0.0002)
+    curve = found.by_position
+    assert curve is not None
+    assert curve.positions == list(range(1, 64))
+    assert sum(curve.entropy) / 63 == pytest.approx(found.bound.entropy, rel=1e-9)
+    assert client.compute_bound(added.hash).bound == found.bound
+    assert client.runs().items == []
+    (job,) = client.runs(filter="app:gssm.entropy").items
+    assert (job.id, job.progress.step) == (run_id, 10_000)
+    assert job.progress.bound == pytest.approx(found.bound.entropy)
+    assert [event.kind for event in client.events(run_id)][-2:] == ["finished", "transition"]
+    assert laboratory.processes(run_id) == 0
