@@ -2,6 +2,9 @@
 // other whatever is zoomed in on, panels in as many columns as there is room for, and the same figure at paper size.
 const LABEL_PITCH = 14; // pixels from one label to the next
 const NARROW = 640;
+const [BELOW, ROW, ROWS] = [58, 17, 12]; // pixels from the axis to the first row of labels below it, and from row to row
+const LABEL_WIDTH = 150;
+const PAPER_ROOM = 500; // pixels from which on labels stand beside the axes on paper
 
 // Where a line is last seen: its height in pixels at the right edge, or at its own end if that comes first.
 function lastSeen(trace, xaxis, yaxis) {
@@ -38,37 +41,52 @@ function spread(labels, height) {
   return labels;
 }
 
+// Labels below the axes, in as many columns as fit, where there is no room beside them.
+function below(labels, { width, height, columns, rows }) {
+  const shown = labels.length > columns * rows ? labels.slice(0, columns * rows - 1) : labels;
+  const rest = labels.length - shown.length;
+  return [...shown, ...(rest ? [{ text: `+ ${rest} more, see the table`, color: "inherit" }] : [])].map((label, i) => ({
+    ...label,
+    text: `${label.dashed ? "╍" : "━"} ${label.text}`,
+    x: ((i % columns) * (width / columns) - 40) / width,
+    y: -(BELOW + ROW * Math.floor(i / columns)) / height,
+  }));
+}
+
 // The labels of a drawn figure as annotations.
 function endLabels(root) {
-  const { xaxis, yaxis, margin, plot_bgcolor } = root._fullLayout;
+  const { xaxis, yaxis, margin } = root._fullLayout;
   const height = yaxis._length;
+  const { flow } = root.layout.meta;
   const labels = [];
   for (const trace of root.data) {
     if (!trace.meta?.label) continue;
     const hidden = trace.visible === "legendonly";
     const at = hidden ? height : lastSeen(trace, xaxis, yaxis);
-    if (at === null || at < -4 || at > height + 4) continue;
-    labels.push({ at, text: trace.meta.label, color: trace.meta.color, name: trace.legendgroup, hidden, strong: trace.meta.strong });
+    if (!flow && (at === null || at < -4 || at > height + 4)) continue;
+    const dashed = !["solid", undefined].includes(trace.line?.dash);
+    labels.push({ at, text: trace.meta.label, color: trace.meta.color, name: trace.legendgroup, hidden, dashed, strong: trace.meta.strong });
   }
   for (const bound of root.layout.meta.bounds ?? []) {
     const at = yaxis.d2p(bound.y);
-    if (at >= -4 && at <= height + 4) labels.push({ at, text: bound.label, color: bound.color });
+    if (flow || (at >= -4 && at <= height + 4)) labels.push({ at, text: bound.label, color: bound.color, dashed: true });
   }
   const room = Math.max(1, Math.floor((height + LABEL_PITCH - 10) / LABEL_PITCH));
-  if (labels.length > room) {
+  if (!flow && labels.length > room) {
     labels.sort((a, b) => (b.strong ?? !b.name) - (a.strong ?? !a.name));
     const rest = labels.splice(room - 1);
     labels.push({ at: height, text: `+ ${rest.length} more, see the table`, color: root.layout.xaxis.tickfont.color });
   }
-  const inside = margin.r < 40;
-  return spread(labels, height).map((label) => ({
+  const placed = flow
+    ? below(labels, { width: xaxis._length + margin.l + margin.r - 16, height, ...flow })
+    : spread(labels, height).map((label) => ({ ...label, x: 1, y: 1 - label.place / height }));
+  return placed.map((label) => ({
     name: label.name ? `end-label ${label.name}` : "end-label",
     text: label.strong ? `<b>${label.text}</b>` : label.hidden ? `<s>${label.text}</s>` : label.text,
-    xref: "paper", x: 1, xanchor: inside ? "right" : "left", xshift: inside ? -4 : 8,
-    yref: "paper", y: 1 - label.place / height, yanchor: "middle",
+    xref: "paper", x: label.x, xanchor: "left", xshift: flow ? 0 : 8,
+    yref: "paper", y: label.y, yanchor: "middle",
     showarrow: false, captureevents: Boolean(label.name), opacity: label.hidden ? 0.6 : 1,
-    ...(inside ? { bgcolor: plot_bgcolor, borderpad: 0 } : {}),
-    font: { color: label.color, size: 12 },
+    font: { color: label.color === "inherit" ? root.layout.xaxis.tickfont.color : label.color, size: 12 },
   }));
 }
 
@@ -99,7 +117,16 @@ function followEnds(root) {
 // Leave out what was hidden by hand, and put panels into as many columns as fit.
 function arrange(figure, width, hiddenLines) {
   for (const trace of figure.data) if (hiddenLines?.has(trace.legendgroup)) trace.visible = "legendonly";
-  const panels = figure.layout.meta?.panels;
+  const { meta, margin } = figure.layout;
+  if (meta?.ends && margin.r < 40) {
+    const count = figure.data.filter((trace) => trace.meta?.label).length + (meta.bounds?.length ?? 0);
+    const columns = Math.max(1, Math.floor(width / LABEL_WIDTH));
+    const rows = Math.min(ROWS, Math.ceil(count / columns));
+    meta.flow = { columns, rows };
+    margin.b += ROW * rows + 16;
+    figure.layout.height += ROW * rows + 16;
+  }
+  const panels = meta?.panels;
   if (!panels) return figure;
   const columns = width < NARROW ? Math.max(1, Math.floor(width / 300)) : Math.min(panels.count, panels.columns);
   const rows = Math.ceil(panels.count / columns);
@@ -127,7 +154,8 @@ async function onPaper(root, data, width) {
   sheet.style.cssText = `position:fixed;left:-10000px;top:0;width:${width}px;color-scheme:light`;
   root.parentElement.append(sheet);
   const tokens = resolver(sheet);
-  const figure = arrange(fit(tokens.walk(data.figure, ""), width), width, root.hiddenLines);
+  const whole = tokens.walk(data.figure, "");
+  const figure = arrange(width < PAPER_ROOM ? fit(whole, width) : whole, width, root.hiddenLines);
   tokens.done();
   const { layout } = figure;
   Object.assign(layout, { width, paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff" });

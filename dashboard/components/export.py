@@ -8,18 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 _HERE = Path(__file__)
-_CSS = """
-.n2n-export { font-size: 0.93rem; color: var(--n2n-text); }
-.n2n-export .rows div { display: flex; align-items: center; gap: 6px; margin: 6px 0; }
-.n2n-export .rows span { min-width: 7.5rem; }
-.n2n-export button, .n2n-export select, .n2n-share button { font: inherit; color: var(--n2n-text);
-  background: var(--n2n-bg); border: 1px solid var(--n2n-border); border-radius: 6px; padding: 4px 12px;
-  cursor: pointer; }
-.n2n-export button:hover, .n2n-share button:hover { border-color: var(--n2n-accent); color: var(--n2n-accent); }
-.n2n-export :focus-visible, .n2n-share :focus-visible { outline: 2px solid var(--n2n-accent); outline-offset: 1px; }
-.n2n-export .said { min-height: 1.4em; color: var(--n2n-muted); }
-.n2n-share button { min-height: 2.5rem; white-space: nowrap; }
-"""
+_CSS = _HERE.with_suffix(".css").read_text(encoding="utf-8")
 
 _export = st.components.v2.component(
     "n2n_export",

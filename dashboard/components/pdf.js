@@ -2,8 +2,14 @@
 // clips to rectangles. Text is Helvetica, which every reader has; what that cannot write goes in as a picture.
 const PT = 0.75; // points in a CSS pixel
 const SHARP = 4; // pixels of such a picture in a CSS pixel
-const SYMBOL = { "α": "a", "β": "b", "γ": "g", "−": "-", "≤": "\xa3", "≥": "\xb3", "∞": "\xa5", "→": "\xae", "Δ": "D" };
+const SYMBOL = { "α": "a", "β": "b", "γ": "g", "−": "-", "≤": "\xa3", "≥": "\xb3", "∞": "\xa5", "→": "\xae", "Δ": "D", "━": "\xbe", "╍": "-" };
 const WIN = new Map([...new TextDecoder("windows-1252").decode(Uint8Array.from({ length: 224 }, (_, i) => i + 32))].map((c, i) => [c, i + 32]));
+
+// of Helvetica, in thousandths, from the blank on
+const WIDTHS = [278, 278, 355, 556, 556, 889, 667, 191, 333, 333, 389, 584, 278, 333, 278, 278, ...Array(10).fill(556), 278, 278, 584, 584, 584,
+  556, 1015, 667, 667, 722, 722, 667, 611, 778, 722, 278, 500, 667, 556, 833, 722, 778, 667, 778, 722, 667, 611, 722, 667, 944, 667, 667, 611,
+  278, 278, 278, 469, 556, 333, 556, 556, 500, 556, 556, 278, 556, 556, 222, 222, 500, 222, 833, 556, 556, 556, 556, 333, 500, 278, 556, 500,
+  722, 500, 500, 500, 334, 260, 334, 584];
 
 const num = (v) => String(Math.round(v * 1000) / 1000);
 const nums = (...values) => values.map(num).join(" ");
@@ -110,40 +116,50 @@ class Sheet {
 
   text(element, opacity) {
     const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+    const pieces = [];
     let at = 0;
     while (walker.nextNode()) {
       const words = walker.currentNode.data;
       const style = getComputedStyle(walker.currentNode.parentElement);
       const ink = colour(style.fill, Number(style.fillOpacity) * opacity);
-      const chars = [...words];
-      if (words.trim() && ink && at < element.getNumberOfChars()) {
-        this.alpha(ink.alpha, ink.alpha);
-        this.run(element, chars, at, style, ink);
-      }
+      if (words && ink && at < element.getNumberOfChars()) pieces.push(...this.pieces(element, [...words], at, style, ink));
       at += words.length;
+    }
+    if (!pieces.length) return;
+    // Helvetica may be narrower than the font of the screen: what is centred or ends somewhere still does
+    if (!element.querySelector("tspan.line")) {
+      const share = { middle: 0.5, end: 1 }[getComputedStyle(element).textAnchor] ?? 0;
+      let x = pieces[0].x + share * pieces.reduce((sum, piece) => sum + piece.length - piece.width, 0);
+      for (const piece of pieces) { piece.x = x; x += piece.width; }
+    }
+    for (const { text, font, size, ink, x, y, length, style } of pieces) {
+      this.alpha(ink.alpha, ink.alpha);
+      if (font) this.lines.push(`BT ${ink.rgb} rg /${font} ${num(size)} Tf 1 0 0 -1 ${nums(x, y)} Tm (${text}) Tj ET`);
+      else this.picture(text, x, y, length, size, style);
     }
   }
 
   // Characters of one style, in pieces of one font. `start` counts UTF-16 units, as SVG does.
-  run(element, chars, start, style, ink) {
+  pieces(element, chars, start, style, ink) {
     const size = parseFloat(style.fontSize);
     const bold = Number(style.fontWeight) >= 600;
     const fontOf = (c) => (WIN.has(c) ? (bold ? "F2" : "F1") : c in SYMBOL ? "F3" : null);
+    const found = [];
     let at = start;
-    for (let i = 0; i < chars.length;) {
+    for (let i = 0, j; i < chars.length; i = j) {
       const font = fontOf(chars[i]);
-      let j = i + 1;
-      while (j < chars.length && fontOf(chars[j]) === font) j++;
-      const piece = chars.slice(i, j).join("");
+      for (j = i + 1; j < chars.length && fontOf(chars[j]) === font; j++);
+      const some = chars.slice(i, j);
+      const plain = some.join("");
       const { x, y } = element.getStartPositionOfChar(at);
-      if (font) {
-        const bytes = chars.slice(i, j).map((c) => (font === "F3" ? SYMBOL[c] : String.fromCharCode(WIN.get(c))));
-        const escaped = bytes.join("").replace(/[\\()]/g, "\\$&");
-        this.lines.push(`BT ${ink.rgb} rg /${font} ${num(size)} Tf 1 0 0 -1 ${nums(x, y)} Tm (${escaped}) Tj ET`);
-      } else this.picture(piece, x, y, element.getSubStringLength(at, piece.length), size, style);
-      at += piece.length;
-      i = j;
+      const length = element.getSubStringLength(at, plain.length);
+      at += plain.length;
+      const bytes = some.map((c) => (font === "F3" ? SYMBOL[c] : String.fromCharCode(WIN.get(c) ?? 63)));
+      const text = font ? bytes.join("").replace(/[\\()]/g, "\\$&") : plain;
+      const width = font ? (size * some.reduce((sum, c) => sum + (WIDTHS[c.charCodeAt(0) - 32] ?? 556), 0) * (bold ? 1.05 : 1)) / 1000 : length;
+      found.push({ text, font, size, ink, x, y, length, width, style });
     }
+    return found;
   }
 
   picture(text, x, y, length, size, style) {
