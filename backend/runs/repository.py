@@ -41,6 +41,16 @@ class RunRepository:
             found |= dict(self._session.execute(query).all())
         return found
 
+    def finished_trainings(self, limit: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Configs and results of the newest training runs that have succeeded."""
+        query = (
+            select(Run.config, Run.result)
+            .where(Run.state == RunState.SUCCEEDED, Run.app == "gssm.train", Run.result.is_not(None))
+            .order_by(Run.id.desc())
+            .limit(limit)
+        )
+        return [(config, result) for config, result in self._session.execute(query)]
+
     def get(self, run_id: str, *, details: bool = False) -> Run | None:
         """One run; `details` loads its config and result too."""
         query = select(Run).where(Run.id == run_id)

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from backend.auth.access import needs
-from backend.deps import error_responses
+from backend.deps import ContextDep, error_responses
 from backend.specs import service
+from backend.specs.estimate import Estimator
 from nanollama.api.errors import InvalidRequest
-from nanollama.api.schemas import SpecInput, Template, Validation
+from nanollama.api.schemas import Estimate, SpecInput, Template, Validation
 from nanollama.api.scopes import READ
 from nanollama.commands.graph import graph_of
 from nanollama.spec.base import SpecError
@@ -30,12 +31,18 @@ def list_templates() -> list[Template]:
 
 @router.post("/specs/validate", summary="Check a config", responses=error_responses(413))
 @needs(READ)
-def validate_spec(body: SpecInput) -> Validation:
+def validate_spec(context: ContextDep, body: SpecInput) -> Validation:
     """Every problem of a config at once, with line and column when it is YAML. Nothing is stored.
 
-    An invalid config is a successful answer: look at `valid`.
+    An invalid config is a successful answer: look at `valid`. A valid one comes with the names of its runs and an
+    estimate of what they cost: sizes are counted, hours are guessed from past runs that are like them.
     """
-    return service.validate_spec(body)
+
+    def estimate(sweep: service.Sweep) -> Estimate | None:
+        with context.database.read() as session:
+            return Estimator(session).estimate(sweep)
+
+    return service.validate_spec(body, estimate)
 
 
 @router.post(

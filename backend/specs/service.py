@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,8 +105,10 @@ def _read(given: schemas.SpecInput) -> tuple[Any, str, list[Problem]]:
     return data, text, problems + _variable_problems(data)
 
 
-def validate_spec(given: schemas.SpecInput) -> schemas.Validation:
-    """What the service thinks of a config; nothing is stored."""
+def validate_spec(
+    given: schemas.SpecInput, estimate: Callable[[Sweep], schemas.Estimate | None] = lambda _: None
+) -> schemas.Validation:
+    """What the service thinks of a config, and what its runs would cost by `estimate`; nothing is stored."""
     try:
         sweep = read_sweep(given)
     except SpecError as error:
@@ -120,6 +122,7 @@ def validate_spec(given: schemas.SpecInput) -> schemas.Validation:
         first_run=first.name,
         last_run=last.name,
         names=[run.name for run in sweep.runs[: schemas.SHOWN_NAMES]],
+        estimate=estimate(sweep),
         notes=list(sweep.notes),
     )
 

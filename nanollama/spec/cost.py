@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nanollama.spec.data import OnlineData
-from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.model import HawkSpec, MambaSpec, MinGRUSpec, MinLSTMSpec, ModelSpec, TransformerSpec
 
 
@@ -28,37 +26,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run.
+    """Of a learner.
 
     Attributes:
         parameters: trainable numbers; a weight that is shared counts once.
         flops_per_token: of matrix products, forward and backward, as Learner.flops_per_token counts them.
-        tokens: that are predicted in all.
     """
 
     parameters: int
     flops_per_token: float
-    tokens: int
 
 
-def cost_of(spec: ExperimentSpec, *, vocab: int | None = None, seq_len: int | None = None) -> Cost | None:
-    """What a run costs; None where nobody says how many symbols there are, or how long sequences are.
-
-    Args:
-        spec: the config.
-        vocab: symbols of the sequences of its file, where it reads one.
-        seq_len: tokens of these, the start token included.
-    """
-    if isinstance(spec.data, OnlineData):
-        vocab, seq_len = spec.data.gssm.observed.state_dim, spec.data.seq_len
-    symbols = spec.model.vocab_size or vocab
-    if symbols is None or seq_len is None or seq_len < 2:
-        return None
-    return Cost(
-        parameters=num_parameters(spec.model, symbols),
-        flops_per_token=flops_per_token(spec.model, symbols, seq_len - 1),
-        tokens=spec.optim.steps * spec.data.batch_size * (seq_len - 1),
-    )
+def cost_of(spec: ModelSpec, *, vocab: int, seq_len: int) -> Cost:
+    """What a learner costs on sequences of `seq_len` tokens, the start token included, over `vocab` symbols."""
+    symbols = spec.vocab_size or vocab
+    return Cost(num_parameters(spec, symbols), flops_per_token(spec, symbols, seq_len - 1))
 
 
 def num_parameters(spec: ModelSpec, vocab_size: int) -> int:

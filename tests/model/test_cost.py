@@ -12,7 +12,7 @@ from nanollama.model.build import build_model, num_parameters
 from nanollama.spec import cost
 from nanollama.spec.base import parse
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.model import LEARNERS
+from nanollama.spec.model import LEARNERS, ModelSpec
 from tests.support.examples import experiment
 
 HEADS = st.sampled_from([1, 2, 4])
@@ -41,7 +41,7 @@ BLOCKS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 
 @st.composite
-def specs(draw: st.DrawFn, learner: str) -> ExperimentSpec:
+def specs(draw: st.DrawFn, learner: str) -> ModelSpec:
     block = {name: draw(strategy) for name, strategy in BLOCKS[learner].items()}
     model = {
         "implementation": learner,
@@ -51,27 +51,15 @@ def specs(draw: st.DrawFn, learner: str) -> ExperimentSpec:
         "vocab_size": draw(st.one_of(st.none(), st.integers(5, 30))),
         "block": block,
     }
-    data = experiment()["data"] | {"seq_len": draw(st.integers(2, 40))}
-    return parse(ExperimentSpec, experiment() | {"model": model, "data": data})
+    return parse(ExperimentSpec, experiment() | {"model": model}).model
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_closed_forms_count_what_the_learner_has(learner: str, data: st.DataObject) -> None:
-    spec = data.draw(specs(learner))
-    length: int = spec.data.seq_len  # type: ignore[union-attr] # sampled on the fly
-    model = build_model(spec.model, 5)
-    found = cost.cost_of(spec)
-    assert found is not None
+    spec, length = data.draw(specs(learner)), data.draw(st.integers(2, 40))
+    model = build_model(spec, 5)
+    found = cost.cost_of(spec, vocab=5, seq_len=length)
     assert found.parameters == num_parameters(model)
     assert found.flops_per_token == pytest.approx(model.flops_per_token(length - 1).total, rel=1e-12)
-    assert found.tokens == spec.optim.steps * spec.data.batch_size * (length - 1)
-
-
-def test_what_a_file_does_not_say_is_not_guessed() -> None:
-    spec = parse(ExperimentSpec, experiment() | {"data": {"path": "/data/train.h5", "batch_size": 8}})
-    assert cost.cost_of(spec) is None
-    assert cost.cost_of(spec, vocab=5) is None
-    same = cost.cost_of(parse(ExperimentSpec, experiment()))
-    assert cost.cost_of(spec, vocab=5, seq_len=16) == same
