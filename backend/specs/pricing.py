@@ -14,7 +14,7 @@ MEMORY_BUDGET, MAX_OPERATIONS = 2**30, 2**28
 """The engine's limits, of nanollama.data.filter, which is not imported here: it compiles."""
 
 PRICED_STATES, PRICED_ENTRIES = 2**18, 2**21
-"""Joint states, and entries of kernels, up to which a request draws the kernels to price them: below a second, once for each graph."""
+"""Joint states, and entries of kernels, up to which a request draws the kernels to price them: below a second, once."""
 
 _ITEM = 8  # bytes of a probability
 
