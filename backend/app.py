@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 import nanollama
+from backend.archive.endpoints import IMPORT
+from backend.archive.endpoints import router as archive_router
 from backend.auth.access import SECURITY, Tokens, authorize, is_open, needed_scope
 from backend.auth.endpoints import router as tokens_router
 from backend.auth.limits import RateLimit
@@ -69,6 +71,7 @@ ROUTERS = (
     checkpoints_router,
     evaluations_router,
     streams_router,
+    archive_router,
     attempts_router,
     live_router,
     queue_router,
@@ -132,7 +135,8 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     app.state.answers = Answers()
     install_error_handlers(app)
     app.add_exception_handler(NotModified, not_modified)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    limits = {ROOT + IMPORT: settings.max_import_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, others=limits)
     app.add_middleware(EntityTags)
     app.add_middleware(RateLimit)
     app.add_middleware(Tokens)

@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -151,17 +152,19 @@ def _is_tagged(start: Message) -> bool:
 class BodyLimit:
     """Refuses bodies over a size, whether announced or not."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int]) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._others = others  # limits of single paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = TooLarge(f"the body has more than {self._max_bytes:,} bytes; send less at a time")
+        most = self._others.get(scope["path"], self._max_bytes)
+        error = TooLarge(f"the body has more than {most:,} bytes; send less at a time")
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._max_bytes:
+        if announced.isdigit() and int(announced) > most:
             await _discard(receive, DISCARD * self._max_bytes)
             await problem_response(error)(scope, receive, send)
             return
@@ -171,7 +174,7 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            if received > most:
                 if message.get("more_body", False):
                     await _discard(receive, DISCARD * self._max_bytes)
                 raise HTTPException(TooLarge.status, error.detail)  # what FastAPI lets through while it reads a body

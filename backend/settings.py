@@ -61,6 +61,7 @@ class Settings(BaseModel):
     max_stream_bytes: int = Field(default=256 << 20, ge=1024, description="kept of each stream; the rest is counted")
     run_roots: tuple[Path, ...] = Field(default=(), description="folders of workers whose checkpoints it may touch")
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
+    max_import_bytes: int = Field(default=2 << 30, ge=1024, description="of an archive, packed and unpacked")
 
     @field_validator("host")
     @classmethod

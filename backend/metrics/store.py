@@ -84,6 +84,21 @@ class MetricStore:
         stream = self._metrics.stream(attempt_id, rank)
         return b"" if stream is None else b"".join(self.pieces(attempt_id, rank))[: stream.kept]
 
+    def read(self, attempt_id: str, rank: int, start: int, end: int) -> bytes:
+        """Some bytes of a stream, as far as they can be read back."""
+        stream = self._metrics.stream(attempt_id, rank)
+        if stream is None:
+            return b""
+        end = end if stream.kept is None else min(end, stream.kept)
+        parts = []
+        for block in self._metrics.blocks([attempt_id], rank):
+            if block.byte_offset < end and block.byte_end > start:
+                text = self._load(block.id).render()
+                parts.append(text[max(0, start - block.byte_offset) : end - block.byte_offset])
+        if stream.tail and stream.sealed < end:
+            parts.append(stream.tail[max(0, start - stream.sealed) : end - stream.sealed])
+        return b"".join(parts)
+
     def pieces(self, attempt_id: str, rank: int) -> Iterator[bytes]:
         """The lines of a stream as text, in pieces. Beyond the cap they are written anew, without what was no line."""
         for block in self._metrics.blocks([attempt_id], rank):

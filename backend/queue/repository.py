@@ -39,6 +39,10 @@ class AttemptRepository:
         """Insert attempts."""
         self._session.execute(insert(Attempt), rows)
 
+    def get(self, attempt_id: str) -> Attempt | None:
+        """One attempt."""
+        return self._session.get(Attempt, attempt_id)
+
     def lock(self, attempt_id: str) -> Attempt | None:
         """The attempt, which nobody else changes until the transaction ends."""
         return self._locked(select(Attempt).where(Attempt.id == attempt_id))

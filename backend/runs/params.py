@@ -47,13 +47,15 @@ def leaf(value: str | float | bool | None) -> Leaf:
     return (number if math.isfinite(number) else None), json.dumps(value)
 
 
-def rows_of(experiment_id: str, configs: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Rows for the runs of an experiment, given by id and config."""
+def rows_of(
+    experiment_id: str, configs: Iterable[tuple[str, dict[str, Any]]], *, whole: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Rows for the runs of an experiment, given by id and config; `whole` says that these are all that it has."""
     flat = [(run_id, leaves(config)) for run_id, config in configs]
     if not flat:
         return
     first = flat[0][1]
-    shared = {key: leaf for key, leaf in first.items() if all(other.get(key) == leaf for _, other in flat)}
+    shared = {key: leaf for key, leaf in first.items() if whole and all(other.get(key) == leaf for _, other in flat)}
     for owner, found in ((None, shared), *flat):
         for key, (number, text) in found.items():
             if owner is None or key not in shared:
@@ -61,9 +63,13 @@ def rows_of(experiment_id: str, configs: Iterable[tuple[str, dict[str, Any]]]) -
 
 
 def add_params(
-    session: Session | Connection, experiment_id: str, configs: Sequence[tuple[str, dict[str, Any]]]
+    session: Session | Connection,
+    experiment_id: str,
+    configs: Sequence[tuple[str, dict[str, Any]]],
+    *,
+    whole: bool = True,
 ) -> None:
-    """Store the configs of an experiment's runs."""
-    rows = list(rows_of(experiment_id, configs))
+    """Store the configs of an experiment's runs; `whole` says that these are all that it has."""
+    rows = list(rows_of(experiment_id, configs, whole=whole))
     for start in range(0, len(rows), INSERTED):
         session.execute(insert(Param), rows[start : start + INSERTED])

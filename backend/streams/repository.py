@@ -21,10 +21,10 @@ class StreamRepository:
         query = select(Stream.length).where(Stream.attempt_id == attempt_id, Stream.name == name)
         return self._session.scalar(query) or 0
 
-    def names(self, attempt_id: str) -> list[str]:
-        """Streams of an attempt that have bytes."""
-        query = select(Stream.name).where(Stream.attempt_id == attempt_id).order_by(Stream.name)
-        return list(self._session.scalars(query))
+    def lengths(self, attempt_id: str) -> dict[str, int]:
+        """Streams of an attempt that have bytes, and how many."""
+        query = select(Stream.name, Stream.length).where(Stream.attempt_id == attempt_id).order_by(Stream.name)
+        return dict(self._session.execute(query).all())
 
     def append(self, attempt_id: str, name: str, length: int, data: bytes, keep: int) -> None:
         """Count bytes into a stream of `length` bytes, whose attempt is locked, and keep the first `keep` of them."""
@@ -47,8 +47,10 @@ class StreamRepository:
         else:
             self._session.execute(insert(StreamChunk).values(**key, byte_offset=length, data=data))
 
-    def read(self, attempt_id: str, name: str, start: int, chunks: int | None = None) -> bytes:
-        """The bytes from `start` to the end, or to that of the given number of chunks."""
+    def read(
+        self, attempt_id: str, name: str, start: int, chunks: int | None = None, *, end: int | None = None
+    ) -> bytes:
+        """The bytes from `start` to the end, to a given one, or to that of the given number of chunks."""
         first = (
             select(func.max(StreamChunk.byte_offset))
             .where(StreamChunk.attempt_id == attempt_id, StreamChunk.name == name, StreamChunk.byte_offset <= start)
@@ -60,8 +62,11 @@ class StreamRepository:
             .order_by(StreamChunk.byte_offset)
             .limit(chunks)
         )
+        if end is not None:
+            query = query.where(StreamChunk.byte_offset < end)
         rows = self._session.execute(query).all()
-        return b"".join(data for _, data in rows)[start - rows[0][0] :] if rows else b""
+        stop = None if end is None or not rows else end - rows[0][0]
+        return b"".join(data for _, data in rows)[start - rows[0][0] : stop] if rows else b""
 
     def _last_chunk(self, attempt_id: str, name: str) -> StreamChunk | None:
         query = (

@@ -89,6 +89,29 @@ class StreamService:
             self._ingest(attempt, name, length, new)
         return schemas.StreamInfo(attempt_id=attempt_id, name=name, length=length + len(new))
 
+    def of_attempt(self, attempt_id: str) -> list[schemas.StreamInfo]:
+        """The streams of an attempt. Raises NotFound."""
+        self._require(attempt_id)
+        lengths = self._streams.lengths(attempt_id)
+        return [schemas.StreamInfo(attempt_id=attempt_id, name=name, length=lengths[name]) for name in lengths]
+
+    def read(self, attempt_id: str, name: str, start: int, limit: int) -> tuple[bytes, int]:
+        """Bytes of a stream as they are stored, and how many have been sent of it.
+
+        Raises:
+            InvalidRequest: a name that is no stream.
+            NotFound: no such attempt.
+        """
+        check_name(name)
+        self._require(attempt_id)
+        length, rank = self._streams.length(attempt_id, name), metrics_rank(name)
+        end = min(start + limit, length)
+        if start >= end:
+            return b"", length
+        if rank is not None:
+            return self._metrics.read(attempt_id, rank, start, end), length
+        return self._streams.read(attempt_id, name, start, end=end), length
+
     def tail(self, run_id: str, *, number: int | None, name: str | None, max_bytes: int) -> schemas.LogTail:
         """The end of a log of an attempt, the newest one by default. Raises NotFound."""
         attempt = self._attempt(run_id, number)
@@ -127,8 +150,12 @@ class StreamService:
             raise NotFound(f"run '{run_id}' has no attempt {number}")
         return attempt
 
+    def _require(self, attempt_id: str) -> None:
+        if self._attempts.get(attempt_id) is None:
+            raise NotFound(f"there is no attempt '{attempt_id}'")
+
     def _logs(self, attempt: Attempt) -> list[str]:
-        return [stream for stream in self._streams.names(attempt.id) if is_text(stream)]
+        return [stream for stream in self._streams.lengths(attempt.id) if is_text(stream)]
 
     def _ingest(self, attempt: Attempt, name: str, offset: int, data: bytes) -> None:
         rank = metrics_rank(name)

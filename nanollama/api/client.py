@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nanollama.api.calls.archive import ArchiveCalls
 from nanollama.api.calls.catalogue import CatalogueCalls
 from nanollama.api.calls.checkpoints import CheckpointCalls
 from nanollama.api.calls.experiments import ExperimentCalls
@@ -24,6 +25,7 @@ class Client(
     CatalogueCalls,
     RunCalls,
     CheckpointCalls,
+    ArchiveCalls,
     MetricCalls,
     StreamCalls,
     WorkerCalls,

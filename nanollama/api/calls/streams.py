@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from nanollama.api import schemas
-from nanollama.api.calls.transport import Transport, parse_reply, segment
+from nanollama.api.calls.transport import Transport, parse_replies, parse_reply, segment
 from nanollama.api.following import Message
 
 
@@ -27,6 +28,17 @@ class StreamCalls(Transport):
         params = {"attempt": attempt, "stream": stream, "tail_bytes": tail_bytes}
         given = {key: value for key, value in params.items() if value is not None}
         return self._follow(f"/runs/{segment(run_id)}/logs/stream", given, None)
+
+    def streams(self, attempt_id: str) -> list[schemas.StreamInfo]:
+        """The streams of an attempt, with their lengths."""
+        return parse_replies(self._call("GET", f"/attempts/{segment(attempt_id)}/streams"), schemas.StreamInfo)
+
+    def read_stream(self, attempt_id: str, name: str, *, offset: int = 0) -> Iterator[bytes]:
+        """The bytes of a stream as they are stored, from an offset on, piece by piece."""
+        path = f"/attempts/{segment(attempt_id)}/streams/{quote(name)}"
+        while piece := self._call("GET", path, params={"offset": offset}).content:
+            yield piece
+            offset += len(piece)
 
     def put_stream(self, attempt_id: str, name: str, *, epoch: int, offset: int, data: bytes) -> schemas.StreamInfo:
         """Append bytes to a stream at an offset; what the server already has is ignored.

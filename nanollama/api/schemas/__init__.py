@@ -1,5 +1,6 @@
 """Requests and responses of the REST API, one file for each of its resources."""
 
+from nanollama.api.schemas.archive import ImportReply
 from nanollama.api.schemas.base import ErrorBody, Label, Number, Numbers, Request, Response
 from nanollama.api.schemas.catalogue import (
     GSSM,
@@ -107,6 +108,7 @@ __all__ = [
     "GSSMPage",
     "Health",
     "Held",
+    "ImportReply",
     "Label",
     "Lease",
     "LogTail",

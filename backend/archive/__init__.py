@@ -1,0 +1,1 @@
+"""Runs and experiments as files: export, and import into another service."""
