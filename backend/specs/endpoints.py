@@ -10,6 +10,7 @@ from backend.auth.access import needs
 from backend.deps import ContextDep, error_responses
 from backend.specs import service
 from backend.specs.estimate import Estimator
+from backend.specs.templates import templates
 from nanollama.api.errors import InvalidRequest
 from nanollama.api.schemas import Estimate, SpecInput, Template, Validation
 from nanollama.api.scopes import READ
@@ -25,8 +26,8 @@ PICTURE: dict[str, Any] = {"content": {SVG: {"schema": {"type": "string"}}}, "de
 
 @router.get("/templates", summary="Configs that ship with the project", responses=error_responses())
 def list_templates() -> list[Template]:
-    """Training configs to start from, by name."""
-    return service.templates()
+    """Training configs to start from, by name; then the sweeps, whose names begin with `sweeps/`."""
+    return templates()
 
 
 @router.post("/specs/validate", summary="Check a config", responses=error_responses(413))

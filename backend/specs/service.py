@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import nanollama
 from backend.catalogue.models import TrueModel
 from backend.columns import clean_data, dump_json
 from nanollama.api import schemas
@@ -125,32 +123,6 @@ def validate_spec(
         estimate=estimate(sweep),
         notes=list(sweep.notes),
     )
-
-
-def templates(folders: Sequence[Path] | None = None) -> list[schemas.Template]:
-    """The training configs that ship with the project, by name; other files in the folder are passed over."""
-    found: dict[str, schemas.Template] = {}
-    for folder in template_folders() if folders is None else folders:
-        for path in sorted(folder.glob("*.yaml")):
-            text = path.read_text(encoding="utf-8")
-            try:
-                parse(ExperimentSpec, load_yaml(text))
-            except SpecError:
-                continue
-            found.setdefault(path.stem, schemas.Template(name=path.stem, summary=_summary(text), yaml=text))
-    return sorted(found.values(), key=lambda template: template.name)
-
-
-def template_folders() -> list[Path]:
-    """Where the configs lie: in the installed package, or in the checkout."""
-    package = Path(nanollama.__file__).parent
-    places = (package / "configs" / "gssm", package.parent / "configs" / "gssm")
-    return [place for place in places if place.is_dir()][:1]
-
-
-def _summary(text: str) -> str:
-    comments = (line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#"))
-    return next(filter(None, comments), "")
 
 
 def _sweep(data: Any, text: str, problems: list[Problem]) -> Sweep:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.specs.service import read_sweep, template_folders, templates, validate_spec
+from backend.specs.service import read_sweep, validate_spec
+from backend.specs.templates import templates
 from nanollama.api.schemas import SpecInput
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.load import MAX_BYTES, load_yaml
@@ -122,25 +123,33 @@ def test_odd_text_is_shown_in_a_form_that_can_be_sent() -> None:
     odd.model_dump_json()
 
 
-def test_templates_are_training_configs_by_name(tmp_path: Path) -> None:
-    (tmp_path / "b.yaml").write_text("#\n#  Which question?  \n# more\n" + SPEC_YAML.replace("# Can", "# can"))
-    (tmp_path / "a.yaml").write_text(SPEC_YAML)
-    (tmp_path / "data.yaml").write_text("seq_len: 3\n")
-    (tmp_path / "broken.yaml").write_text("a: [")
-    (tmp_path / "notes.txt").write_text(SPEC_YAML)
-    found = templates([tmp_path])
+def test_templates_are_training_configs_by_name_then_sweeps(tmp_path: Path) -> None:
+    for folder in ("gssm", "sweeps"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "gssm" / "b.yaml").write_text("#\n#  Which question?  \n# more\n" + SPEC_YAML.replace("# Can", "# can"))
+    (tmp_path / "gssm" / "a.yaml").write_text(SPEC_YAML)
+    (tmp_path / "gssm" / "data.yaml").write_text("seq_len: 3\n")
+    (tmp_path / "gssm" / "broken.yaml").write_text("a: [")
+    (tmp_path / "gssm" / "notes.txt").write_text(SPEC_YAML)
+    (tmp_path / "sweeps" / "wide.yaml").write_text(SPEC_YAML + "grid: {model.emb_dim: [16, 32]}\n")
+    (tmp_path / "sweeps" / "sets.yaml").write_text("seq_len: 3\ngrid: {seq_len: [3, 4]}\n")
+    (tmp_path / "sweeps" / "broken.yaml").write_text(SPEC_YAML + "grid: {model.emb_dim: 16}\n")
+    found = templates(tmp_path)
     assert [(t.name, t.summary) for t in found] == [
         ("a", "Can two layers learn a chain of two nodes?"),
         ("b", "Which question?"),
+        ("sweeps/wide", "Can two layers learn a chain of two nodes?"),
     ]
     assert found[0].yaml == SPEC_YAML
 
 
 def test_the_projects_own_templates_are_valid_and_say_what_they_are_for() -> None:
-    assert template_folders()
     found = {template.name: template for template in templates()}
     assert "debug" in found
     assert "data" not in found
+    assert "sweeps/exp15" in found
+    assert "sweeps/exp2_data" not in found
     for template in found.values():
         assert template.summary
-        assert validate_spec(SpecInput(yaml=template.yaml)).valid
+        if "/" not in template.name:
+            assert validate_spec(SpecInput(yaml=template.yaml)).valid
