@@ -24,7 +24,9 @@ def facts(validation: Validation) -> list[Fact]:
     estimate, count = validation.estimate, max(1, validation.num_runs)
     known = dict(summary(validation.config or {}))
     found = [Fact("Runs", f"{count:,}", _names(validation))]
-    if estimate is not None:
+    if estimate is None:
+        found.append(Fact("Time", "unknown", "the file of the data is not known to the service yet"))
+    else:
         found += [
             _time(estimate, count),
             Fact("Parameters", si(estimate.parameters), _flops(estimate)),
@@ -37,19 +39,28 @@ def facts(validation: Validation) -> list[Fact]:
     return found
 
 
-def bound_fact(estimate: Estimate, bound: Bound | None) -> Fact:
-    """How the entropy of the data is known or would be found, and what that costs."""
+def bound_facts(validation: Validation, bound: Bound | None) -> list[Fact]:
+    """The entropy of the data, where it is known, and what it costs to score the batches with the true model."""
+    estimate, found = validation.estimate, []
     if bound is not None and bound.entropy is not None:
         why = "nats per token, computed before" if bound.state != "inexact" else "nats per token, from both sides"
-        return Fact("Entropy", entropy_text(bound), why, "good" if bound.state != "inexact" else "warn")
+        found.append(Fact("Entropy", entropy_text(bound), why, "good" if bound.state != "inexact" else "warn"))
+    if estimate is None:
+        return found
     if estimate.bound_method is None:
-        return Fact("Bound", "not scored", estimate.bound_reason or "", "warn")
-    states = "" if estimate.bound_states is None else f" over {plural(estimate.bound_states, 'joint state')}"
-    cost = estimate.bound_seconds_per_batch
+        return [*found, Fact("Bound", "not scored", estimate.bound_reason or "", "warn")]
+    states = "" if estimate.bound_states is None else f", {plural(estimate.bound_states, 'joint state')}"
+    cost, steps = estimate.bound_seconds_per_batch, _steps(validation)
     why = estimate.bound_reason or ""
     if cost is not None:
-        why = f"about {_seconds(cost)} of one core for each batch that is scored"
-    return Fact("Bound", f"{estimate.bound_method}{states}", why, "warn" if cost is not None and cost > 1 else "")
+        each = f", {_seconds(cost * steps)} a run" if steps else ""
+        why = f"costs {_seconds(cost)} of one core a batch{each}"
+    return [*found, Fact("Bound", f"{estimate.bound_method}{states}", why)]
+
+
+def _steps(validation: Validation) -> int:
+    steps = ((validation.config or {}).get("optim") or {}).get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def entropy_text(bound: Bound) -> str:

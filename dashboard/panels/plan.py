@@ -11,7 +11,7 @@ from dashboard.components.page import error_note, note, section
 from dashboard.components.table import Cell, Column, Row, table
 from dashboard.data import catalogue
 from dashboard.data import launch as service
-from dashboard.planning import bound_fact
+from dashboard.planning import bound_facts
 from dashboard.planning import facts as plan_facts
 from dashboard.wording import plural
 from nanollama.api.errors import ApiError, NotFound, Unavailable
@@ -73,8 +73,7 @@ def known_bound(estimate: Estimate | None) -> Bound | None:
 def show_plan(validation: Validation) -> None:
     """What a valid draft would run and cost."""
     found = plan_facts(validation)
-    if validation.estimate is not None:
-        found.append(bound_fact(validation.estimate, known_bound(validation.estimate)))
+    found += bound_facts(validation, known_bound(validation.estimate))
     section("Plan", "before anything is spent")
     facts(found)
     for remark in validation.notes[:20]:

@@ -15,7 +15,7 @@ from dashboard import data
 from dashboard.components.editor import Draft
 from dashboard.drafts import Change, changed_lines, changes
 from dashboard.placement import needs, place, why_never
-from dashboard.planning import bound_fact, facts
+from dashboard.planning import bound_facts, facts
 from nanollama.api import schemas
 from nanollama.api.status import RunState
 from nanollama.spec.load import MAX_BYTES
@@ -160,12 +160,23 @@ def test_costs_that_nobody_knows_are_called_unknown() -> None:
     validation = schemas.Validation(valid=True, num_runs=1, first_run="a", last_run="a", estimate=estimate)
     (time,) = (fact for fact in facts(validation) if fact.name == "Time")
     assert (time.value, time.why) == ("unknown", "no past run tells how fast such a learner trains")
-    assert bound_fact(estimate, None).value == "exact filter over 8 joint states"
-    assert "4 ms of one core" in bound_fact(estimate, schemas.Bound(state="queued")).why
+    (unknown,) = (fact for fact in facts(validation.model_copy(update={"estimate": None})) if fact.name == "Time")
+    assert unknown.why == "the file of the data is not known to the service yet"
+
+
+def test_what_the_bound_costs_is_told_beside_the_entropy() -> None:
+    estimate = filled().estimate
+    assert estimate is not None
+    validation = schemas.Validation(valid=True, config={"optim": {"steps": 1000}}, estimate=estimate)
+    (cost,) = bound_facts(validation, schemas.Bound(state="queued"))
+    assert (cost.value, cost.why) == ("exact filter, 8 joint states", "costs 4 ms of one core a batch, 4 s a run")
     unscored = estimate.model_copy(update={"bound_method": None, "bound_reason": "too many states"})
-    assert (bound_fact(unscored, None).value, bound_fact(unscored, None).why) == ("not scored", "too many states")
-    inexact = schemas.Bound(state="inexact", entropy=1.5, lower=1.4, upper=1.6)
-    assert bound_fact(estimate, inexact).value == "1.4000 to 1.6000"
+    (cost,) = bound_facts(validation.model_copy(update={"estimate": unscored}), None)
+    assert (cost.value, cost.why) == ("not scored", "too many states")
+    entropy, _ = bound_facts(validation, schemas.Bound(state="inexact", entropy=1.5, lower=1.4, upper=1.6))
+    assert entropy.value == "1.4000 to 1.6000"
+    (entropy,) = bound_facts(validation.model_copy(update={"estimate": None}), computed().bound)
+    assert entropy.value == "1.5906 ± 0.0014"
 
 
 def test_every_problem_is_marked_at_its_line_and_nothing_can_be_submitted(client: FakeCatalogue, visit: Open) -> None:
@@ -333,4 +344,4 @@ def test_a_known_bound_is_not_asked_for_without_a_graph(client: FakeCatalogue, v
     assert estimate.gssm_hash == HASH
     client.estimate = estimate
     page = visit("launch", template="debug")
-    assert "exact filter over 8 joint states" in text(page), "a graph that the service does not know yet has no entropy"
+    assert "exact filter, 8 joint states" in text(page), "a graph that the service does not know yet has no entropy"
