@@ -283,7 +283,7 @@ def test_notes_and_tags_of_later_do_not_make_another_run(caller: Caller, client:
     assert caller.run(run_id)["tags"] == ["later"]
 
 
-def changed(files: Files, name: str, **values: Any) -> Files:
+def changed(files: Files, name: str, /, **values: Any) -> Files:
     document = json.loads(files[name])
     return files | {name: json.dumps(document | values).encode()}
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
 from backend.database import Database
-from backend.deps import utc_now
+from backend.deps import Context, utc_now
 from backend.metrics.lines import parse_metrics
 from backend.metrics.store import MetricStore
 from backend.streams.lines import MAX_LINE
 from backend.streams.repository import CHUNK_BYTES, StreamRepository
 from backend.streams.service import StreamService
 from backend.tables import Event, MetricStream
+from nanollama.api.client import Client
 from nanollama.api.errors import OffsetMismatch
 from nanollama.spec.rundir import encode_line
 from tests.support.service import Caller, ManualClock, checkpoint_line, metric_line
@@ -268,3 +271,57 @@ def test_every_event_of_a_piece_is_stored_with_it_or_not_at_all(
     assert caller.get(f"/runs/{lease['run_id']}/checkpoints") == []
     with database.read() as session:
         assert len(session.scalars(select(Event)).all()) == before
+
+
+# -- read as they are stored -------------------------------------------------------------------------------------------
+
+
+def test_streams_are_listed_and_read_in_pieces_as_they_are_stored(
+    caller: Caller, served: tuple[FastAPI, str], context: Context
+) -> None:
+    lease = caller.start()
+    lines = [metric_line(i, i, loss=float(i)) for i in range(1, 1500)]
+    sent = {
+        "events.jsonl": checkpoint_line(0, 5),
+        "metrics/rank0.jsonl": b"".join([*lines[:700], b"oops\n", *lines[700:]]),
+        "stdout.log": bytes(range(256)) * 700,
+    }
+    for name, data in sent.items():
+        for start in range(0, len(data), 50_000):
+            length = caller.put(lease, name, data[: start + 50_000]).json()["length"]
+            assert length <= len(data)
+    path = f"/attempts/{lease['attempt_id']}/streams"
+    assert caller.get(path) == [
+        {"attempt_id": lease["attempt_id"], "name": name, "length": len(data)} for name, data in sent.items()
+    ]
+    with Client(served[1]) as client:
+        assert [info.name for info in client.streams(lease["attempt_id"])] == list(sent)
+        for name, data in sent.items():
+            assert b"".join(client.read_stream(lease["attempt_id"], name)) == data
+            assert b"".join(client.read_stream(lease["attempt_id"], name, offset=77)) == data[77:]
+            for offset, limit in ((0, 1), (1, 10), (63_000, 5_000), (len(data) - 3, 100), (len(data), 5), (1 << 40, 5)):
+                reply = caller.http.get(f"{path}/{name}", params={"offset": offset, "limit": limit})
+                assert reply.content == data[offset : offset + limit], (name, offset, limit)
+                assert reply.headers["X-Stream-Length"] == str(len(data))
+                assert reply.headers["Content-Type"] == "application/octet-stream"
+    assert caller.http.get(f"{path}/logs/rank7.log").content == b""
+    assert caller.http.get(f"{path}/secret").status_code == 422
+    assert caller.http.get("/attempts/a0/streams").status_code == 404
+    assert caller.http.get("/attempts/a0/streams/stdout.log").status_code == 404
+
+
+def test_of_a_stream_that_is_too_long_what_was_kept_is_read(
+    caller: Caller, served: tuple[FastAPI, str], context: Context
+) -> None:
+    settings = context.settings.model_copy(update={"max_stream_bytes": 4096})
+    served[0].state.context = dataclasses.replace(context, settings=settings)
+    lease = caller.start()
+    data = b"".join(metric_line(i, i, loss=float(i)) for i in range(200))
+    caller.put(lease, "stdout.log", data)
+    for end in (3000, 6000, len(data)):
+        caller.put(lease, "metrics/rank0.jsonl", data[:end])
+    path = f"/attempts/{lease['attempt_id']}/streams"
+    assert {info["name"]: info["length"] for info in caller.get(path)}["stdout.log"] == len(data)
+    assert caller.http.get(f"{path}/stdout.log").content == data[:4096]
+    assert caller.http.get(f"{path}/stdout.log", params={"offset": 5000}).content == b""
+    assert caller.http.get(f"{path}/metrics/rank0.jsonl").content == data  # as columns it is not counted
