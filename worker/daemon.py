@@ -12,12 +12,21 @@ from collections.abc import Callable
 from nanollama import __version__
 from nanollama.api.client import Client
 from nanollama.api.errors import ApiError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthorized, Unavailable
-from nanollama.api.schemas import Lease, SyncReply, SyncRequest, TransitionRequest, WorkerRegistration, WorkerTerms
+from nanollama.api.schemas import (
+    DatasetReport,
+    Lease,
+    SyncReply,
+    SyncRequest,
+    TransitionRequest,
+    WorkerRegistration,
+    WorkerTerms,
+)
 from nanollama.api.status import AttemptState
 from nanollama.spec.base import SpecError
 from nanollama.spec.rundir import EXIT_BAD_INPUT
 from worker.commands import Commands
 from worker.crew import Crew
+from worker.datasets import Datasets
 from worker.executors.base import Executor, Refused, attempt_directory
 from worker.job import Job
 from worker.journal import Journal, Record
@@ -96,6 +105,8 @@ class Daemon:
         with self._signals:
             self.resume()
             self._crew.add(self._watch)
+            if self._settings.data_roots:
+                self._crew.add(Datasets(self._settings.data_roots, self._report_datasets))
             threading.Thread(target=self._sync_forever, name="sync", daemon=True).start()
             self._signals.wait()
             return self._leave()
@@ -195,6 +206,9 @@ class Daemon:
             self._introduced = False
         self._terms, self._reported_problems, self._accepted = terms, problems, True
         self._pace.upload_seconds = terms.upload_seconds
+
+    def _report_datasets(self, found: list[DatasetReport]) -> None:
+        self._client.report_datasets(self._journal.worker_id, found)
 
     def _refused(self, error: ApiError) -> Exception:
         """The end of the worker when it has just been set up; with runs in its hands it stays, and goes on trying."""
