@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from backend.auth import command as token_command
 from backend.auth.service import TokenService
 from backend.database import Database
 from backend.deps import utc_now
+from backend.logs import configure as configure_logs
 from backend.migrate import current_revision, head_revision, migrate
 from backend.operations import command as database_command
 from backend.operations.backup import BackupError
@@ -35,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ,
             database_url=getattr(given, "database_url", None),
             log_level=getattr(given, "log_level", None),
+            log_format=getattr(given, "log_format", None),
             host=getattr(given, "host", None),
             port=getattr(given, "port", None),
             tokens=getattr(given, "tokens", None),
             run_roots=getattr(given, "run_roots", None),
         )
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        configure_logs(settings.log_level, settings.log_format)
         if given.command == "migrate":
             return _migrate(settings)
         if given.command == "check":
@@ -71,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--run-roots", help="folders, with colons between, of workers whose checkpoints may be pinned, deleted and sent"
+    )
+    serve.add_argument(
+        "--log-format", choices=["text", "json"], help="of log lines; text when absent. --log-level info logs requests"
     )
     serve.add_argument("--migrate", action="store_true", help="bring the database to the newest schema first")
     commands.add_parser("migrate", parents=[common], help="bring the database to the newest schema")

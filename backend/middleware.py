@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import secrets
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import problem_response
+from backend.logs import request_id
 from backend.revalidation import TAG_HEADERS, Answers, question_of, tags_of
 from backend.settings import is_loopback
 from nanollama.api.errors import ApiError, Forbidden, TooLarge
@@ -29,7 +29,7 @@ access_log = logging.getLogger("backend.access")
 
 
 class RequestIds:
-    """Gives each request an id, kept from the caller when it sent one, and writes one line of JSON about it."""
+    """Gives each request an id, kept from the caller when it sent one, and logs a line about it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,29 +39,29 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
+        identifier = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = identifier
+        request_id.set(identifier)  # each request has a task, and so a context, of its own
         start, status = time.perf_counter(), 0
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                MutableHeaders(scope=message)["X-Request-ID"] = identifier
             await send(message)
 
         try:
             await self._app(scope, receive, answer)
         finally:
-            if access_log.isEnabledFor(logging.INFO):
-                line = {
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "milliseconds": round(1000 * (time.perf_counter() - start), 1),
-                }
-                access_log.info(json.dumps(line))
+            fields = {
+                "request_id": identifier,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "milliseconds": round(1000 * (time.perf_counter() - start), 1),
+            }
+            access_log.info("answered", extra={"fields": fields})
 
 
 class LoopbackOnly:

@@ -20,6 +20,7 @@ class Server(uvicorn.Server):
             app,
             log_level="warning" if log_level == "info" else log_level,
             access_log=False,
+            log_config=None,  # its lines go where ours go, in our format
             lifespan="on",
             timeout_graceful_shutdown=10,
             timeout_keep_alive=75,  # longer than clients keep theirs: they, not we, close an idle connection

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "N2N_HOST": "host",
     "N2N_PORT": "port",
     "N2N_LOG_LEVEL": "log_level",
+    "N2N_LOG_FORMAT": "log_format",
     "N2N_TOKENS": "tokens",
     "N2N_RUN_ROOTS": "run_roots",
 }
@@ -48,6 +49,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535, description="0: any free one")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    log_format: Literal["text", "json"] = Field(default="text", description="of lines on standard error")
     local_terms: LeaseTerms = LeaseTerms(lease_seconds=90, heartbeat_seconds=20)
     slurm_terms: LeaseTerms = LeaseTerms(lease_seconds=300, heartbeat_seconds=60)
     upload_seconds: float = Field(default=1, gt=0, description="pause between two uploads of a stream, when idle")
