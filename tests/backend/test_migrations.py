@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import MetaData, inspect, text
+from sqlalchemy import MetaData, inspect, select, text
 
 from backend.database import Database
 from backend.metrics.reader import SeriesReader, View
@@ -21,8 +21,10 @@ from backend.metrics.store import MetricStore
 from backend.migrate import current_revision, downgrade, head_revision, migrate
 from backend.tables import Base
 from nanollama.spec.rundir import encode_line
+from tests.backend.test_backup import served
 from tests.support.databases import TEMPLATE
 from tests.support.postgres import PostgresServer
+from tests.support.whole import fill
 
 _numbers = count()
 
@@ -157,3 +159,56 @@ def test_metrics_move_to_columns_and_back(empty: Database, kept: int | None) -> 
         chunks = connection.execute(text("SELECT data FROM stream_chunks ORDER BY byte_offset")).scalars().all()
     assert b"".join(map(bytes, chunks)) == whole
     assert tables(empty) >= {"metrics"}
+
+
+PARAMS = text(
+    "SELECT experiment_id, run_id, key, number, text FROM params ORDER BY experiment_id, key, coalesce(run_id, '')"
+)
+
+
+def param_rows(database: Database) -> list[tuple[Any, ...]]:
+    with database.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(PARAMS)]
+
+
+def test_configs_become_rows_that_runs_are_found_by(database_url: str) -> None:
+    """What 0005 fills in is what the service writes, and whatever stands in old configs goes through."""
+    with served(database_url) as caller:
+        fill(caller)
+    database = Database(database_url)
+    before = param_rows(database)
+    assert len(before) > 100
+    assert sum(row[1] is not None for row in before) >= 40, "each run of the sweep has a seed of its own"
+    downgrade(database, "0004")
+    assert "params" not in tables(database)
+    odd = {
+        "a": {"b": [1, "x" * 500]},
+        "long" * 100: 1e400,
+        "huge": 10**400,
+        "flag": True,
+        "none": None,
+        "word": "ü\x07",
+    }
+    with database.engine.begin() as connection:
+        reflected = MetaData()
+        reflected.reflect(connection, only=["runs"])
+        runs = reflected.tables["runs"]
+        (chosen,) = connection.execute(select(runs.c.id).where(runs.c.name == "fails")).scalars()
+        content = json.dumps(odd).replace("Infinity", '"Infinity"')
+        setting = "UPDATE runs SET config = :config WHERE id = :id"
+        connection.execute(text(setting), {"config": content, "id": chosen})
+    migrate(database)
+    after = param_rows(database)
+    (experiment,) = {row[0] for row in after if row[2] == "flag"}
+    assert [row for row in after if row[0] != experiment] == [row for row in before if row[0] != experiment]
+    found = {row[2]: row[3:] for row in after if row[0] == experiment}
+    assert found["a.b.0"] == (1.0, "1")
+    assert found["flag"] == (None, "true")
+    assert found["none"] == (None, "null")
+    assert found["word"] == (None, "ü\x07")
+    assert len(found["a.b.1"][1]) == len(next(key for key in found if key.startswith("long"))) == 200
+    assert found["huge"][0] is None
+    database.dispose()
+    with served(database_url) as caller:
+        names = [run["name"] for run in caller.get("/runs", filter="a.b.0:1")["items"]]
+        assert names == ["fails"]

@@ -37,7 +37,7 @@ def answers(caller: Caller) -> dict[str, Any]:
     """Everything that a GET of the service says, by path."""
     found: dict[str, Any] = {}
     for path in ("/experiments", "/runs?limit=500", "/runs?sort=min.loss&filter=state:succeeded", "/workers", "/queue"):
-        found[path] = caller.get(path)
+        found[path] = caller.http.get(path).json()
     for experiment in found["/experiments"]["items"]:
         found[path] = caller.get(path := f"/experiments/{experiment['id']}")
     for run in found["/runs?limit=500"]["items"]:
