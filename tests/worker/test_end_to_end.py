@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from backend.database import Database
 from backend.migrate import migrate
@@ -37,9 +38,10 @@ class Laboratory:
         self._home = folder / "home"
         self.worker = self.start_worker()
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self, *more: object) -> subprocess.Popen[bytes]:
         given = {"--url": self.client.url, "--run-root": self.root, "--home": self._home, "--grace": 2}
-        command = [sys.executable, "-m", "worker", *(str(text) for pair in given.items() for text in pair)]
+        pairs = (str(text) for pair in given.items() for text in pair)
+        command = [sys.executable, "-m", "worker", *pairs, *map(str, more)]
         with open(self.log, "ab") as log:
             # one thread: those of torch fight for cores that others use
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -150,3 +152,24 @@ def test_a_bound_is_found_once_by_a_job_of_the_worker(laboratory: Laboratory) ->
     assert job.progress.bound == pytest.approx(found.bound.entropy)
     assert [event.kind for event in client.events(run_id)][-2:] == ["finished", "transition"]
     assert laboratory.processes(run_id) == 0
+
+
+def test_sets_in_the_folders_of_a_worker_are_listed_and_known_when_a_config_is_checked(
+    laboratory: Laboratory, tmp_path: Path
+) -> None:
+    client, path = laboratory.client, tmp_path / "sets" / "train.h5"
+    sets = tmp_path / "sets.yaml"
+    graph = yaml.safe_load(tiny_yaml(1))["data"]["gssm"]
+    content = {"gssm": graph, "seq_len": 8, "sets": [{"name": "train", "path": str(path), "n_data": 10}]}
+    sets.write_text(yaml.safe_dump(content))
+    subprocess.run([sys.executable, "-m", "nanollama.apps.gssm.data", f"config={sets}"], cwd=ROOT, check=True)
+    laboratory.worker.kill()
+    laboratory.worker.wait()
+    laboratory.start_worker("--data-root", path.parent)
+    (found,) = eventually(client.datasets, within=TORCH_SECONDS, what="the report of the sets")
+    assert (found.path, found.num_sequences, found.seq_len, found.present) == (str(path), 10, 8, True)
+    assert found.gssm_hash == client.add_gssm(yaml=tiny_yaml(1)).hash
+    config = yaml.safe_load(tiny_yaml(1)) | {"data": {"path": str(path), "batch_size": 4}}
+    estimate = client.validate(config=config).estimate
+    assert estimate is not None
+    assert (estimate.vocab, estimate.tokens_per_run, estimate.gssm_hash) == (8, 28, found.gssm_hash)
