@@ -19,7 +19,8 @@ from backend.database import Database
 from backend.metrics.reader import SeriesReader, View
 from backend.metrics.store import MetricStore
 from backend.migrate import current_revision, downgrade, head_revision, migrate
-from backend.tables import Base
+from backend.tables import GSSM, Base, Dataset, Run
+from nanollama.spec.identity import gssm_hash, path_hash
 from nanollama.spec.rundir import encode_line
 from tests.backend.test_backup import served
 from tests.support.databases import TEMPLATE
@@ -212,3 +213,48 @@ def test_configs_become_rows_that_runs_are_found_by(database_url: str) -> None:
     with served(database_url) as caller:
         names = [run["name"] for run in caller.get("/runs", filter="a.b.0:1")["items"]]
         assert names == ["fails"]
+
+
+def test_runs_of_before_are_entered_with_what_they_are_trained_on(empty: Database) -> None:
+    migrate(empty, "0007")
+    graph = {"nodes": [{"name": "x", "state_dim": 4}]}
+    sampled = [{"gssm": graph, "seed": 3, "seq_len": length, "batch_size": 1} for length in (16, 64, 32)]
+    others: list[Any] = [{"path": "/data/a.h5"}, {"path": "/data/a.h5"}, {"gssm": graph, "seed": 4, "seq_len": 8}, None]
+    reflected = MetaData()
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    with empty.engine.begin() as connection:
+        reflected.reflect(connection)
+        experiment = {
+            "id": "e", "name": "x", "notes": "", "tags": [], "created_at": now, "priority": 0, "resources": {},
+            "num_runs": 7,
+        }  # fmt: skip
+        connection.execute(reflected.tables["experiments"].insert(), experiment)
+        for i, data in enumerate([*sampled, *others]):
+            run = {
+                "id": f"r{i}", "experiment_id": "e", "position": i, "name": f"run {i}", "params": {}, "tags": [],
+                "search": "", "priority": 0, "app": "gssm.train", "config": {} if data is None else {"data": data},
+                "config_hash": "", "training_hash": "", "retries": 0, "counted_from": 1, "state": "SUCCEEDED",
+                "cancel_requested": False, "attempt": 1, "created_at": now, "total_steps": 9, "step": 0, "tokens": 0,
+                "latest": {},
+            }  # fmt: skip
+            connection.execute(reflected.tables["runs"].insert(), run)
+    migrate(empty)
+    with empty.read() as session:
+        gssms = {(g.hash, g.name, g.seed, g.seq_len): g.graph for g in session.query(GSSM)}
+        assert gssms == {
+            (gssm_hash(graph, 3), "run 0", 3, 64): graph,
+            (gssm_hash(graph, 4), "run 5", 4, 8): graph,
+        }
+        assert [(d.path, d.path_hash, d.pool) for d in session.query(Dataset)] == [
+            ("/data/a.h5", path_hash("/data/a.h5"), None)
+        ]
+        known = {run.id: (run.gssm_hash, run.dataset_hash) for run in session.query(Run)}
+    assert known["r1"] == (gssm_hash(graph, 3), None)
+    assert known["r4"] == (None, path_hash("/data/a.h5"))
+    assert known["r6"] == (None, None)
+    downgrade(empty, "0007")
+    with empty.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM runs")).scalar() == 7
+    migrate(empty)
+    with empty.read() as session:
+        assert session.query(GSSM).count() == 2
