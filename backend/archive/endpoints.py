@@ -24,8 +24,9 @@ router = APIRouter()
 MEDIA_TYPE = "application/gzip"
 IMPORT = "/import"
 
-_BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": _BINARY}}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {MEDIA_TYPE: _BYTES}}}
+_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": _BYTES}}}
 
 
 @router.get(
@@ -73,7 +74,7 @@ def _export(context: Context, name: str, write: Callable[[Exporter, IO[bytes]], 
     tags=["experiments"],
     summary="Import runs",
     responses=error_responses(409, 413),
-    openapi_extra={"requestBody": {"required": True, "content": _BINARY}},
+    openapi_extra=_BODY,
 )
 async def import_archive(context: ContextDep, request: Request) -> ImportReply:
     """Add what an export has written, all of it or nothing: every digest is checked before anything is stored.

@@ -188,8 +188,7 @@ def test_a_run_comes_out_of_another_service_as_it_went_in(
         again = exported(client.export_run(run_id))
         old, new = unpack(archive), unpack(again)
         assert {name for name in old if old[name] != new[name]} == {f"runs/{run_id}/run.json", "manifest.json"}
-        assert client.retry  # it can be cloned and filtered like any other
-        assert client.clone(run_id).num_runs == 1
+        assert client.clone(run_id).num_runs == 1  # it can be cloned like any other
 
 
 def test_an_experiment_with_everything_comes_out_as_it_went_in(
@@ -219,7 +218,6 @@ def test_an_experiment_with_everything_comes_out_as_it_went_in(
     assert {states[run_id][1] for run_id in went_on} == {
         f"it was {state} when it was exported" for state in ("RUNNING", "QUEUED")
     }
-    assert after["/queue"]["waiting"] == 0 if "/queue" in after else True
 
 
 def test_runs_of_one_experiment_come_one_by_one_and_are_found_by_their_own_configs(

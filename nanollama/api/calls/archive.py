@@ -37,7 +37,7 @@ class ArchiveCalls(Transport):
             TooLarge: it is larger than the service allows.
         """
         pieces = iter(lambda: file.read(_PIECE), b"")
-        headers = {"Content-Type": "application/gzip"}
+        headers = {"Content-Type": "application/octet-stream"}
         timeout = max(self._timeout, 5 * SWEEP_SECONDS)
         try:
             reply = self._http.request("POST", "/api/v1/import", content=pieces, headers=headers, timeout=timeout)
