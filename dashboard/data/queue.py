@@ -25,19 +25,13 @@ def held() -> list[schemas.Run]:
     return data.client().runs(state=list(HELD), filter="app~gssm", limit=SHOWN_HELD).items
 
 
-@st.cache_data(ttl=10, show_spinner=False, max_entries=256)
-def experiment_name(experiment_id: str) -> str:
-    """What an experiment is called; its id where it is gone."""
+@st.cache_data(ttl=5, show_spinner=False, max_entries=256)
+def experiment(experiment_id: str) -> schemas.Experiment | None:
+    """The experiment that a job belongs to; None where it is not shown to anybody."""
     try:
-        return data.client().experiment(experiment_id).name
+        return data.client().experiment(experiment_id)
     except NotFound:
-        return experiment_id
-
-
-@st.cache_data(ttl=TTL, show_spinner=False)
-def paused_experiments() -> list[schemas.Experiment]:
-    """Those of the newest experiments that are paused."""
-    return [e for e in data.client().experiments(limit=100).items if e.paused_since is not None]
+        return None
 
 
 def drain(worker_id: str, *, draining: bool) -> schemas.Worker:
@@ -84,5 +78,5 @@ def _forget() -> None:
     """Ask again at the next look: what was done has to be seen at once."""
     queue.clear()
     held.clear()
-    paused_experiments.clear()
+    experiment.clear()
     data.workers.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import streamlit as st
@@ -18,6 +18,7 @@ from nanollama.api.schemas import Experiment, Queue, QueueEntry
 
 TABLE_HEIGHT = 420  # pixels beyond which a table scrolls
 PRIORITIES = range(-100, 101)
+MAX_EXPERIMENTS = 30  # that are told by name and can be paused on one page of the queue
 
 QUEUE_COLUMNS = (
     Column("position", "#", "number", help="in the order in which workers take them"),
@@ -44,8 +45,8 @@ REASONS = {
 """Glyph and tone of why a job waits."""
 
 
-def queue_row(entry: QueueEntry, now: datetime) -> Row:
-    """A job that waits."""
+def queue_row(entry: QueueEntry, name: str, now: datetime) -> Row:
+    """A job that waits, of an experiment of this name."""
     glyph, tone = REASONS.get(entry.reason, ("", ""))
     again = f" · attempt {entry.attempt}" if entry.attempt > 1 else ""
     cells = {
@@ -54,13 +55,13 @@ def queue_row(entry: QueueEntry, now: datetime) -> Row:
         "why": Cell(entry.detail[:500] + again, glyph=glyph, tone=tone),
         "priority": Cell(f"{entry.priority}"),
         "needs": Cell(needs(entry.resources)[:120] or "–", title=needs(entry.resources)[:2000]),
-        "experiment": Cell(service.experiment_name(entry.experiment_id), title=entry.experiment_id),
+        "experiment": Cell(name, title=f"{name[:200]} · {entry.experiment_id}"),
         "since": Cell(ago(entry.since, now), title=clock(entry.since)),
     }
     return Row(entry.run_id, cells)
 
 
-def queue_part(queue: Queue, now: datetime, offset: int) -> None:
+def queue_part(queue: Queue, experiments: Mapping[str, Experiment], now: datetime, offset: int) -> None:
     """Who waits, in which order and why."""
     items = queue.items
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
@@ -80,7 +81,8 @@ def queue_part(queue: Queue, now: datetime, offset: int) -> None:
             note("What is submitted waits here until a worker is free for it.", title="Nothing waits")
             st.page_link("views/launch.py", label="Launch something", icon=":material/rocket_launch:")
         return
-    rows = [queue_row(entry, now) for entry in items]
+    names = {each: experiment.name for each, experiment in experiments.items()}
+    rows = [queue_row(entry, names.get(entry.experiment_id, entry.experiment_id), now) for entry in items]
     reply = table(QUEUE_COLUMNS, rows, label="Jobs that wait", key="queue", height=TABLE_HEIGHT, select=True)
     if reply.opened:
         st.switch_page("views/run.py", query_params={"run": reply.opened})
@@ -147,25 +149,26 @@ def turn(offset: int) -> None:
         st.query_params.pop("from", None)
 
 
-def experiments_part(queue: Queue, resting: Sequence[Experiment]) -> None:
-    """Experiments with jobs in the queue, or that are paused; each can be paused and resumed."""
-    waiting = Counter(entry.experiment_id for entry in queue.items)
-    paused = {experiment.id: experiment for experiment in resting}
-    held_back = {e.experiment_id for e in queue.items if e.reason == "experiment_paused"} | set(paused)
-    known = [*paused, *(each for each in waiting if each not in paused)]
-    if not known:
+def experiments_of(queue: Queue) -> dict[str, Experiment]:
+    """The experiments of the first jobs, by id: not of so many that asking for each takes long."""
+    ids = list(dict.fromkeys(entry.experiment_id for entry in queue.items))[:MAX_EXPERIMENTS]
+    return {each: found for each in ids if (found := service.experiment(each)) is not None}
+
+
+def experiments_part(queue: Queue, experiments: Mapping[str, Experiment]) -> None:
+    """Experiments with jobs in the queue; each can be paused and resumed."""
+    if not experiments:
         return
-    section("Experiments", "those with jobs in the queue, and those that are paused")
+    waiting = Counter(entry.experiment_id for entry in queue.items)
+    section("Experiments", "a paused one keeps its jobs in the queue, and lets others pass")
     rows = []
-    for each in known:
-        state = (
-            Cell("paused", glyph="Ⅱ", tone="warn", act="resume") if each in held_back else Cell("waits", act="pause")
-        )
-        name = paused[each].name if each in paused else service.experiment_name(each)
+    for each, experiment in experiments.items():
+        paused = experiment.paused_since is not None
+        name = experiment.name
         cells = {
             "name": Cell(name, title=f"{name[:200]} · {each}", href=f"./?q=experiment:{each}"),
-            "waiting": Cell(f"{waiting.get(each, 0):,}"),
-            "state": state,
+            "waiting": Cell(f"{waiting[each]:,}"),
+            "state": Cell("paused", glyph="Ⅱ", tone="warn", act="resume") if paused else Cell("open", act="pause"),
         }
         rows.append(Row(each, cells))
     reply = table(EXPERIMENT_COLUMNS, rows, label="Experiments in the queue", key="experiments", height=TABLE_HEIGHT)

@@ -86,7 +86,8 @@ def workers_part(workers: Sequence[Worker], held: Sequence[Run], now: datetime) 
         text = "A worker executes runs: on this machine, or by a cluster's scheduler. To start one here:"
         note(text, title="No worker has ever registered", code=worker_command(data.client().url))
         return
-    chosen = st.query_params.get("worker")
+    # of a single worker there is nothing to choose
+    chosen = st.query_params.get("worker") or (workers[0].id if len(workers) == 1 else None)
     rows = [worker_row(w, [r for r in held if r.worker == w.name], now, marked=w.id == chosen) for w in workers]
     reply = table(WORKER_COLUMNS, rows, label="Workers", key="workers", height=TABLE_HEIGHT, pick=True)
     if reply.picked and reply.picked != chosen:

@@ -12,7 +12,7 @@ from dashboard import data
 from dashboard.components.page import Chip, away_note, header, live, note, said
 from dashboard.data import queue as service
 from dashboard.explain import worker_command
-from dashboard.panels.queue import experiments_part, queue_part
+from dashboard.panels.queue import experiments_of, experiments_part, queue_part
 from dashboard.panels.workers import workers_part
 from dashboard.wording import plural
 from nanollama.api.schemas import Experiment, Queue, Run, Worker
@@ -25,12 +25,13 @@ class Snapshot:
     workers: list[Worker]
     held: list[Run]
     queue: Queue
-    paused: list[Experiment]
+    experiments: dict[str, Experiment]
 
 
 def load(offset: int) -> Snapshot:
     """Read workers, what they hold, and a page of the queue."""
-    return Snapshot(data.workers(), service.held(), service.queue(offset), service.paused_experiments())
+    queue = service.queue(offset)
+    return Snapshot(data.workers(), service.held(), queue, experiments_of(queue))
 
 
 def chips(snap: Snapshot, at: datetime) -> list[Chip]:
@@ -72,8 +73,8 @@ def body() -> None:
             away_note(away, at)
         banners(snap)
     workers_part(snap.workers, snap.held, at)
-    queue_part(snap.queue, at, offset)
-    experiments_part(snap.queue, snap.paused)
+    queue_part(snap.queue, snap.experiments, at, offset)
+    experiments_part(snap.queue, snap.experiments)
 
 
 live(body)

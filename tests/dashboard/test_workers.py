@@ -109,8 +109,8 @@ def test_an_experiment_is_paused_and_resumed(client: FakeCatalogue, visit: Open)
     panel.pause_experiment("e2", "pause")
     page = visit("workers")
     states = {row["name"]: row["state"] for row in cells(page, "experiments")}
-    assert states == {"sweep e2": "paused", "sweep e1": "waits"}
-    assert sent(page, "experiments")["rows"][0]["cells"]["state"]["act"] == "resume"
+    assert states == {"sweep e1": "open", "sweep e2": "paused"}
+    assert [row["cells"]["state"]["act"] for row in sent(page, "experiments")["rows"]] == ["pause", "resume"]
     panel.pause_experiment("e2", "resume")
     assert client.held_back == set()
 

@@ -201,10 +201,6 @@ class FakeCatalogue(FakeClient):
             runs=[],
         )
 
-    def experiments(self, *, limit: int = 50) -> schemas.ExperimentPage:
-        self._call("experiments")
-        return schemas.ExperimentPage(items=[self.experiment(each) for each in sorted(self.held_back)][:limit])
-
     def pause(self, experiment_id: str) -> schemas.Experiment:
         self._call("pause")
         self.held_back.add(experiment_id)
