@@ -16,6 +16,7 @@ from tests.bench.service import serve_process
 from tests.bench.timing import Row
 from tests.support.examples import experiment
 from tests.support.postgres import PostgresServer, find_binaries
+from tests.support.waiting import eventually
 
 ROUNDS, RUNS = 60, 10_000
 WORKER = "bench-worker"
@@ -73,8 +74,9 @@ def _round(client: Client, address: str) -> float:
             )
             worker.transition(lease.attempt_id, end)
 
+        before = client.workers()[0].last_seen_at
         thread = _started(poll)
-        time.sleep(0.1)  # until the poll waits
+        eventually(lambda: client.workers()[0].last_seen_at > before, what="the poll")  # from here on it waits
         client.submit(config=experiment())
         queued = time.perf_counter()
         thread.join()

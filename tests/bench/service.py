@@ -160,18 +160,16 @@ def serve_process(url: str, folder: Path) -> Iterator[tuple[str, subprocess.Pope
     address = f"http://127.0.0.1:{port}"
     start = time.perf_counter()
     process = subprocess.Popen([*command, "serve", "--port", str(port), "--database-url", url], cwd=folder,
-                               env=os.environ | {"PYTHONPATH": str(Path.cwd())}, stdout=subprocess.DEVNULL)  # fmt: skip
+                               env=os.environ | {"PYTHONPATH": str(Path.cwd())}, stdout=subprocess.PIPE)  # fmt: skip
     try:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{address}/api/v1/health", trust_env=False).is_success:
-                    break
-            assert process.poll() is None, "the service did not start"
-            time.sleep(0.02)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"serving"), "the service did not start"
+        # from here on connections wait for it
+        assert httpx.get(f"{address}/api/v1/health", trust_env=False, timeout=60).is_success
         yield address, process, time.perf_counter() - start
     finally:
         process.terminate()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 def _resident_mb(pid: int) -> float:
