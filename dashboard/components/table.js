@@ -227,7 +227,8 @@ function press(root, event) {
   if (sort) {
     // the largest first, then the smallest first, then as it was
     const key = sort.dataset.sort;
-    return said.setTriggerValue("sort", data.sort === `-${key}` ? key : data.sort === key ? "" : `-${key}`);
+    data.sort = data.sort === `-${key}` ? key : data.sort === key ? "" : `-${key}`;
+    return said.setTriggerValue("sort", data.sort);
   }
   const id = row.dataset.id;
   if (!id) return;

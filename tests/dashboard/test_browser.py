@@ -87,7 +87,7 @@ def test_the_curve_is_drawn_with_a_dashed_bound_and_checkpoint_marks(
         assert re.fullmatch(r"H = 1\.9\d{3}", seen["labels"][0])
         assert seen["labels"][1].startswith("loss ")
         expect(page.get_by_role("figure", name=re.compile("^Loss against step.*the bound is 1.9"))).to_be_visible()
-        expect(page.locator(".js-plotly-plot")).to_have_count(5)
+        expect(page.locator(".js-plotly-plot")).to_have_count(6)
         expect(page.locator("pre.n2n-log")).to_contain_text("step 300 loss")
         assert window.strangers == []
         assert window.complaints() == []
@@ -145,8 +145,8 @@ def test_search_and_state_are_in_the_address(browser: Browser, base: str, client
     client.submit(yaml=CONFIG_YAML, name="needle")
     with visitor(browser, base) as window:
         page = window.open("/")
-        page.get_by_label("Search").fill("needle")
-        page.get_by_label("Search").press("Enter")
+        page.get_by_label("Filter", exact=True).fill("needle")
+        page.get_by_label("Filter", exact=True).press("Enter")
         expect(page.locator("tbody tr")).to_have_count(1)
         page.get_by_role("button", name="queued").click()
         page.wait_for_url("**/?*state=queued*")
@@ -154,7 +154,7 @@ def test_search_and_state_are_in_the_address(browser: Browser, base: str, client
         assert "q=needle" in address
         page.goto(address)
         expect(page.locator("tbody tr")).to_have_count(1)
-        expect(page.get_by_label("Search")).to_have_value("needle")
+        expect(page.get_by_label("Filter", exact=True)).to_have_value("needle")
         page.get_by_role("button", name="queued").click()
         page.get_by_role("button", name="failed").click()
         expect(page.get_by_text("No run matches")).to_be_visible()
@@ -189,7 +189,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Browser, base: str
         page = window.open(path)
         if view == "run":
             chart(page)
-            expect(page.locator(".js-plotly-plot")).to_have_count(5)
+            expect(page.locator(".js-plotly-plot")).to_have_count(6)
         if view == "runs":
             expect(page.locator("tbody tr").first).to_be_visible()
         assert page.evaluate(OVERFLOW) <= 0
