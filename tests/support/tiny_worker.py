@@ -29,10 +29,18 @@ from worker.executors.base import Attempt
 from worker.main import local_executor, work
 from worker.settings import read_settings
 
+_PROGRAM = """
+import pathlib, sys, time
+directory = pathlib.Path(sys.argv[1])
+(directory / "started").write_text(str(time.time()))  # before the imports, which take a while
+from tests.support.tiny_worker import train
+sys.exit(train(directory))
+"""
+
 
 def command(attempt: Attempt, _spec: Spec) -> list[str]:
     """This file's program for an attempt."""
-    return [sys.executable, "-m", "tests.support.tiny_worker", "--train", str(attempt.directory)]
+    return [sys.executable, "-c", _PROGRAM, str(attempt.directory)]
 
 
 def train(directory: Path) -> int:
@@ -60,9 +68,7 @@ def train(directory: Path) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """The program, or the worker that runs it."""
-    if arguments[0] == "--train":
-        return train(Path(arguments[1]))
+    """The worker."""
     return work(read_settings(arguments), lambda settings, memory: local_executor(settings, memory, command=command))
 
 

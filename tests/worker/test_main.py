@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,90 @@ def test_a_home_has_one_worker(world: World, capsys: pytest.CaptureFixture[str])
     error = capsys.readouterr().err
     assert f"in use by worker first (process {process.pid} on " in error
     assert "choose another home" in error
+
+
+def test_two_runs_go_at_once(world: World) -> None:
+    names = [f"both{i}-{os.getpid()}" for i in range(2)]
+    for name in names:
+        world.add(name)
+    world.start("--slots", "2")
+    for name in names:
+        world.wait_for_metrics(name)
+    assert all(len(list(find_tree(name))) == 1 for name in names)
+    for name in names:
+        world.finish(name)
+        check_complete(world, world.wait(name, AttemptState.SUCCEEDED))
+
+
+def test_the_settings_can_come_from_a_file(world: World, tmp_path: Path) -> None:
+    attempt_id = f"file-{os.getpid()}"
+    file = tmp_path / "worker.yaml"
+    file.write_text("name: filed\nslots: 1\nlabels: [here]\n")
+    world.add(attempt_id)
+    world.start("--config", str(file))
+    world.wait(attempt_id, AttemptState.RUNNING)
+    (registration,) = world.service.workers.values()
+    assert (registration["name"], registration["labels"]) == ("filed", ["here"])
+
+
+def test_a_run_that_a_lost_journal_does_not_know_is_told_and_left_alone(world: World) -> None:
+    attempt_id = f"stray-{os.getpid()}"
+    world.add(attempt_id)
+    process = world.start()
+    world.wait_for_metrics(attempt_id)
+    process.kill()
+    process.wait()
+    shutil.rmtree(world.home)
+    world.start()
+    words = f"{world.directory(attempt_id)} is executed here by process "
+    eventually(lambda: world.said(words))
+    eventually(lambda: any(words in text for worker in world.service.workers.values() for text in worker["problems"]))
+    assert len(list(find_tree(attempt_id))) == 1
+    world.service.give_to(attempt_id, None)  # the lease of the first life has expired
+    world.wait_for_metrics(attempt_id)
+    world.finish(attempt_id)
+    attempt = world.wait(attempt_id, AttemptState.SUCCEEDED)
+    check_complete(world, attempt)
+    assert [request.to for request in attempt.transitions] == ["RUNNING", "SUCCEEDED"]
+
+
+# -- a service that does not accept the worker -------------------------------------------------------------------------
+
+
+def test_a_token_that_is_not_accepted_ends_the_start_with_one_line_and_2(world: World) -> None:
+    world.service.token = "good"
+    assert world.start().wait(60) == 2
+    (line,) = [line for line in world.log.read_text().splitlines() if "ERROR" in line]
+    assert "the service does not accept this worker: the service does not accept this worker's token" in line
+    assert "name a file with --token-file, or set $N2N_TOKEN" in line
+
+
+def test_a_token_that_expires_is_renewed_from_its_file(world: World, tmp_path: Path) -> None:
+    attempt_id, file = f"token-{os.getpid()}", tmp_path / "token"
+    file.write_text("first\n")
+    world.service.token = "first"
+    world.add(attempt_id)
+    process = world.start("--token-file", str(file))
+    world.wait_for_metrics(attempt_id)
+    world.service.token = "second"
+    words = f"this worker's token (this token has expired) - put another into {file}; jobs go on"
+    eventually(lambda: world.said(words))
+    file.write_text("second\n")
+    world.wait_for_metrics(attempt_id)
+    world.finish(attempt_id)
+    check_complete(world, world.wait(attempt_id, AttemptState.SUCCEEDED))
+    assert process.poll() is None
+    assert world.log.read_text().count(words) == 1
+
+
+def test_a_service_that_takes_no_workers_is_called_so(world: World) -> None:
+    world.service.takes_workers = False
+    process = world.start()
+    eventually(lambda: world.said("takes no workers: it is of an older version, or another service"))
+    world.service.takes_workers = True
+    world.wait_for_registrations(1)
+    assert process.poll() is None
+    assert world.log.read_text().count("takes no workers") == 1
 
 
 # -- what cannot be used -----------------------------------------------------------------------------------------------

@@ -79,10 +79,11 @@ class LocalExecutor:
         environment = self._environment(attempt, spec)
         attempt.directory.mkdir(parents=True, exist_ok=True)
         write_atomic(attempt.directory / CONFIG, dump_yaml(spec).encode())
-        write_provenance(attempt.directory)
         child = self._spawn(attempt, spec, environment)
         with self._lock:
             self._children[attempt.id] = child
+        with contextlib.suppress(OSError):  # started it is; and while it starts there is time to ask git
+            write_provenance(attempt.directory)
 
     def look(self, attempt: Attempt) -> Status:
         """Where the attempt is, by the files in its directory."""
