@@ -137,16 +137,17 @@ class Estimator:
         found = []
         for config, result in self._runs.finished_trainings(PAST_RUNS):
             shape = self._shape(config)
-            tokens, seconds = result.get("tokens"), result.get("seconds")
-            if shape is None or not _positive(tokens) or not _positive(seconds):
+            tokens, seconds = _positive(result.get("tokens")), _positive(result.get("seconds"))
+            if shape is None or tokens is None or seconds is None:
                 continue
             cost = _cost(config, shape)
             found.append(Past(_kind(config), cost.parameters, tokens * cost.flops_per_token / seconds))
         return found
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+def _positive(value: Any) -> float | None:
+    """A number of a result, which a worker wrote, where it can be divided by."""
+    return value if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
 
 
 def _num_tokens(config: Mapping[str, Any], shape: Shape) -> int:
