@@ -91,12 +91,12 @@ def ticks(page: Page, count: int = 2) -> None:
 
 
 def drag(page: Page) -> None:
-    """Zoom in on a part of the first chart."""
+    """Zoom in on the later part of the first chart, where its points lie closest."""
     box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 30)
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 30)
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 150, steps=6)
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 150, steps=6)
     page.mouse.up()
 
 
