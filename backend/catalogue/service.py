@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from backend.catalogue import bounds
-from backend.catalogue.models import TrueModel, read_graph
+from backend.catalogue.models import TrueModel, describe, read_graph
 from backend.catalogue.repository import BOUNDS, CatalogueRepository
 from backend.ids import new_id
 from backend.queue.service import QueueService
@@ -24,7 +24,7 @@ from nanollama.api import schemas
 from nanollama.api.errors import Conflict, InvalidRequest, NotFound
 from nanollama.api.status import RunState
 from nanollama.data.gssm import relevant_latents
-from nanollama.spec.base import Problem, hash_data
+from nanollama.spec.base import Problem, SpecError, hash_data
 from nanollama.spec.drawing import draw_graph
 
 
@@ -145,13 +145,27 @@ class CatalogueService:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise no_worker(worker_id)
-        found = [(one.path, one.model_dump(mode="json", exclude={"path"})) for one in reports.datasets]
+        found = [(one.path, one.model_dump(mode="json", exclude={"path", "graph", "seed"})) for one in reports.datasets]
+        self._catalogue.register(filter(None, map(_model_of, reports.datasets)), self._now)
         self._catalogue.report(worker.pool, found, self._now)
         return self._dataset_views(self._catalogue.datasets(worker.pool))
 
     def _dataset_views(self, rows: Sequence[Dataset]) -> list[schemas.Dataset]:
         readers = self._catalogue.readers()
         return [_dataset_view(row, readers.get(row.path_hash, 0)) for row in rows]
+
+
+def _model_of(report: schemas.DatasetReport) -> TrueModel | None:
+    """The true model of a file; None where the worker does not say, or says what does not fit together."""
+    if report.graph is None or report.seed is None:
+        return None
+    try:
+        spec = read_graph(report.graph)
+    except SpecError:
+        return None
+    data = {"gssm": spec.model_dump(mode="json"), "seed": report.seed, "seq_len": report.seq_len}
+    model = TrueModel.of(describe(spec), data)
+    return model if model is not None and model.hash == report.gssm_hash else None
 
 
 def _gssm_view(row: GSSM, num_runs: int, job: Run | None) -> schemas.GSSM:

@@ -328,3 +328,29 @@ def test_what_workers_find_takes_the_place_of_what_they_found_before(caller: Cal
         ("/data/a.h5", "there", True),
     ]
     assert caller.http.put("/workers/nobody/datasets", json={"datasets": []}).status_code == 404
+
+
+def test_the_graphs_of_files_are_entered_if_they_are_what_their_hash_says(caller: Caller) -> None:
+    caller.submit()
+    item = known(caller)
+    graph = caller.get(f"/gssms/{item['hash']}")["config"]["gssm"]
+    other = {"graph": graph, "seed": 5, "gssm_hash": gssm_hash(graph, 5)}
+    wrong = [other | {"seed": 6}, other | {"graph": {"nodes": []}}, other | {"gssm_hash": "ab" * 32}]
+    caller.register("w")
+    files = [report(f"/d/{i}.h5", **given) for i, given in enumerate([*wrong, other])]
+    caller.http.put("/workers/w/datasets", json={"datasets": files[:3]}).raise_for_status()
+    assert len(caller.get("/gssms")["items"]) == 1
+    caller.http.put("/workers/w/datasets", json={"datasets": files}).raise_for_status()
+    added = {one["seed"]: one for one in caller.get("/gssms")["items"]}
+    assert added.keys() == {0, 5}
+    assert (added[5]["name"], added[5]["num_runs"]) == ("4 states, 8 symbols", 0)
+
+
+def test_graphs_of_any_size_are_listed(client: Client) -> None:
+    names = [f"z{i}" for i in range(40)]
+    nodes: list[dict[str, Any]] = [{"name": name, "state_dim": 1000, "alpha": 0.1} for name in names]
+    nodes.append({"name": "x", "state_dim": 8, "alpha": 0.1, "parents": names, "observed": True})
+    added = client.add_gssm(config={"data": {"gssm": {"nodes": nodes}, "seq_len": 16, "batch_size": 1}})
+    assert added.joint_states == 1000**40
+    assert client.gssms().items == [added]
+    assert client.compute_bound(added.hash).bound.state == "queued"

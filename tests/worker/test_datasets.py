@@ -48,6 +48,8 @@ def test_sets_are_found_and_described(sets: Path, tmp_path: Path) -> None:
     assert train.size_bytes == (sets / "deep" / "train.h5").stat().st_size
     resolved = describe.DatasetReader(train.path).spec.model_dump(mode="json")
     assert train.gssm_hash == found[1].gssm_hash == gssm_hash(resolved, 3)
+    assert (train.graph, train.seed) == (resolved, 3)
+    assert (found[1].graph, found[1].seed) == (None, None)  # once is enough
     assert train.entropy is not None
     assert train.entropy_stderr is not None
     assert 0 < train.entropy_stderr < train.entropy

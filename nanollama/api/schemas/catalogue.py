@@ -89,6 +89,10 @@ class DatasetReport(Request):
     size_bytes: int = Field(ge=0, lt=2**63)
     split: Label | None = Field(default=None, max_length=200)
     gssm_hash: Hash | None = Field(default=None, description="absent where the kernels are not those of a seed")
+    graph: dict[str, Any] | None = Field(
+        default=None, description="that of gssm_hash, fully resolved; once for all files of a graph is enough"
+    )
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="of its kernels")
     kernels_hash: Hash | None = None
     entropy: float | None = Field(default=None, description="nats per token")
     entropy_stderr: float | None = Field(default=None, ge=0)

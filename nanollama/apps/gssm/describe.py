@@ -4,7 +4,8 @@
 
 Files are those that nanollama.apps.gssm.data wrote and that end in .h5 or .hdf5; others are passed over. A line has the
 path, the number of sequences, their length, the symbols, the size, the split, the hashes of the graph with its seed and
-of the kernels, the entropy in nats per token where it is known, and the time of the last change.
+of the kernels, the entropy in nats per token where it is known, and the time of the last change. The first set of a
+graph has the graph and the seed too.
 
 Exit codes: 0 done, 2 a folder that is none.
 """
@@ -36,11 +37,15 @@ def main(arguments: Sequence[str]) -> int:
     ]
     if problems:
         raise SpecError(problems)
+    told: set[str] = set()  # hashes of the graphs that have been printed
     for path in sorted({path for name in arguments for path in find_files(Path(name).absolute())}):
         try:
             described = describe(path)
         except (SpecError, OSError):  # another program's, being removed, or damaged
             continue
+        if described["gssm_hash"] in told:
+            del described["graph"], described["seed"]
+        told.add(described["gssm_hash"])
         print(json.dumps(described, allow_nan=False))
     return 0
 
@@ -64,7 +69,7 @@ def describe(path: Path) -> dict[str, Any]:
     found = path.stat()
     reader = DatasetReader(path)
     try:
-        entropy = reader.entropy
+        entropy, graph = reader.entropy, reader.spec.model_dump(mode="json")
         return {
             "path": str(path),
             "num_sequences": len(reader),
@@ -72,7 +77,9 @@ def describe(path: Path) -> dict[str, Any]:
             "vocab": reader.vocab_size,
             "size_bytes": found.st_size,
             "split": reader.split,
-            "gssm_hash": gssm_hash(reader.spec.model_dump(mode="json"), reader.seed),
+            "gssm_hash": gssm_hash(graph, reader.seed),
+            "graph": graph,
+            "seed": reader.seed,
             "kernels_hash": reader.kernels_hash,
             "entropy": None if entropy is None else entropy.mean,
             "entropy_stderr": None if entropy is None else entropy.stderr,
