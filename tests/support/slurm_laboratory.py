@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,20 @@ class SlurmLaboratory:
         folder: where everything is kept.
         url: the service.
         cluster: Slurm.
+        program: the module that is the worker.
         options: of the `slurm` section of the worker's config, over those for tests.
     """
 
-    def __init__(self, folder: Path, url: str, cluster: SlurmCluster, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        cluster: SlurmCluster,
+        *,
+        program: str = "tests.support.slurm_worker",
+        **options: Any,
+    ) -> None:
+        self._program = program
         self.client = Client(url)
         self.cluster = cluster
         self.root = folder / "runs"
@@ -56,7 +66,7 @@ class SlurmLaboratory:
     def start_worker(self) -> None:
         """Start the worker, for the first time or again."""
         environment = {**self.cluster.environment, "PATH": self.programs.path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.support.slurm_worker", "--config", str(self._config)]
+        command = [sys.executable, "-m", self._program, "--config", str(self._config)]
         with open(self.log, "ab") as log:
             self.worker = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
 
@@ -68,14 +78,15 @@ class SlurmLaboratory:
         self.worker.send_signal(signal.SIGKILL)
         self.worker.wait()
         for child in children:
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         self.worker = None
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def submit(self, **fields: Any) -> str:
         """Submit a run; its id."""
-        return self.client.submit(config=experiment(), **fields).runs[0].id
+        return self.client.submit(**{"config": experiment(), **fields}).runs[0].id
 
     def run_dir(self, run_id: str) -> Path:
         """The directory of a run."""
@@ -102,8 +113,8 @@ class SlurmLaboratory:
         assert found is not None
         return found
 
-    def wait_for(self, run_id: str, *states: RunState) -> Run:
-        """Wait until a run is in one of the states."""
+    def wait_for(self, run_id: str, *states: RunState, within: float = SECONDS) -> Run:
+        """Wait until a run is in one of the states; another end of it is an error."""
 
         def reached() -> Run | None:
             run = self.client.run(run_id)
@@ -111,7 +122,7 @@ class SlurmLaboratory:
             return run if run.state in states else None
 
         try:
-            run = eventually(reached, within=SECONDS, what=f"{[str(state) for state in states]}")
+            run = eventually(reached, within=within, what=f"{[str(state) for state in states]}")
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {self.client.run(run_id)!r}\n{self.log_tail()}") from None
         assert run is not None
@@ -140,7 +151,8 @@ class SlurmLaboratory:
 
     def stored_steps(self, run_id: str) -> list[int]:
         """Steps of the stored loss."""
-        return self.client.metrics(run_id, ["loss"], max_points=100_000).series["loss"].step
+        series = self.client.metrics(run_id, ["loss"], max_points=100_000).series
+        return series["loss"].step if "loss" in series else []
 
     def written_steps(self, run_id: str) -> list[int]:
         """Steps of all lines that the attempts of a run have written, in their order."""
