@@ -71,7 +71,9 @@ function listen(root) {
 
 export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
   const root = parentElement.querySelector(".n2n-plot");
-  root.said = { listen: data.listen, range: data.figure.layout.xaxis?.range, setStateValue, setTriggerValue };
+  // a copy: Plotly zooms by changing the numbers of the range that it was given
+  const range = data.figure.layout.xaxis?.range?.slice();
+  root.said = { listen: data.listen, range, setStateValue, setTriggerValue };
   root.dataset.name = data.name;
   root.setAttribute("role", "figure");
   root.setAttribute("aria-label", data.alt);

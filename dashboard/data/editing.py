@@ -66,6 +66,11 @@ def checkpoint_archive(run_id: str, step: int) -> bytes:
     return b"".join(data.client().download_checkpoint(run_id, step))
 
 
+def run_archive(run_id: str) -> bytes:
+    """Everything that is kept of a run but its checkpoints, as a .tar.gz file."""
+    return b"".join(data.client().export_run(run_id))
+
+
 def act_on_runs(action: str, selection: dict[str, Any], **values: Any) -> schemas.RunsChanged:
     """Cancel, retry, archive, restore or tag several runs.
 

@@ -13,6 +13,7 @@ from dashboard import data
 from dashboard.components.drawing import drawing
 from dashboard.components.page import away_note, header, live, note, said, section, skeleton
 from dashboard.components.shortcuts import Shortcut, shortcuts
+from dashboard.data import editing
 from dashboard.data.launch import draft_graph
 from dashboard.explain import graph, repeat_commands
 from dashboard.panels.checkpoints import checkpoints
@@ -95,6 +96,14 @@ def config(run: RunDetail) -> None:
         with st.container(horizontal=True):
             st.download_button(
                 "Download the config", text, file_name=file_name, mime="application/yaml", on_click="ignore"
+            )
+            st.download_button(
+                "Download everything",
+                lambda: editing.run_archive(run.id),
+                file_name=f"{run.id}.tar.gz",
+                mime="application/gzip",
+                on_click="ignore",
+                help="Config, metrics, events and logs as one archive that another service can import; no checkpoints.",
             )
         nodes = graph(run.config)
         svg = draft_graph(text) if nodes else None

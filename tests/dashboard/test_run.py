@@ -215,6 +215,14 @@ def test_a_checkpoint_is_downloaded_as_one_file(client: FakeClient, visit: Open)
     assert editing.checkpoint_archive("a1", 250) == b"tar of a1 250"
 
 
+def test_a_run_is_taken_elsewhere_as_one_archive(client: FakeClient, visit: Open) -> None:
+    client.add("a1", RunState.SUCCEEDED, step=600)
+    page = visit("run", run="a1")
+    assert "Download everything" in [b.proto.label for b in page.get("download_button")]
+    assert "export_run" not in client.calls
+    assert editing.run_archive("a1") == b"archive of a1"
+
+
 # -- evaluations -----------------------------------------------------------------------------------------------------
 
 
