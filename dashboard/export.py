@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pprint import pformat
 from typing import Any, Literal
 
-from dashboard.charts.compare import Options, loss_points
+from dashboard.charts.compare import Fitted, Options, loss_points
 from dashboard.charts.scaling import SIZES, Size
 from dashboard.charts.tracks import merge
 from dashboard.comparison import Group, entropies
@@ -94,13 +94,21 @@ def as_parquet(rows: Rows) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def program(groups: Sequence[Group], options: Options, view: View, size: Size, url: str) -> str:
+def program(
+    groups: Sequence[Group], options: Options, view: View, size: Size, *, url: str, fits: Sequence[Fitted] = ()
+) -> str:
     """A Python program that reads the same runs through the client and draws the same figure with matplotlib."""
     ids = {group.label: [e.run.id for e in group.entries] for group in groups}
+    worlds: dict[str, list[str]] = {}
+    for entry in (e for g in groups for e in g.entries):
+        worlds.setdefault(entry.world, []).append(entry.run.id)
+    laws = {f.group.label: (f.law.intercept, f.law.exponent, f.law.start, f.law.end) for f in fits}
     draw = {"curves": _CURVES, "small multiples": _PANELS, "scaling": _SCALING}[view]
     title = SIZES[size] if view == "scaling" else AXIS_TITLES[options.x]
     return _PROGRAM.format(
         groups=pformat(ids, width=100, sort_dicts=False),
+        worlds=pformat(list(worlds.values()), width=100),
+        fits=pformat(laws, width=100, sort_dicts=False),
         url=url,
         x=X_NAMES[options.x],
         size=size,
@@ -118,7 +126,7 @@ def _safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-_PROGRAM = '''"""Draws a comparison of runs again. Needs `pip install 'nodes-to-narratives[visu]'` and the service."""
+_PROGRAM = r'''"""Draws a comparison of runs again. Needs `pip install 'nodes-to-narratives[visu]'` and the service."""
 
 import os
 import sys
@@ -130,6 +138,8 @@ from nanollama.api.client import Client
 from nanollama.api.schemas import MetricsQuery
 
 GROUPS = {groups}
+WORLDS = {worlds}  # runs that learn from the same data, and so have the same entropy
+FITS = {fits}  # log of the excess in nats at x = 1, exponent, from, to
 X, X_TITLE, SIZE = "{x}", "{title}", "{size}"
 SCALE, UNIT = {scale}, "{unit}"
 LOG, RAW = {log}, {raw}
@@ -137,13 +147,13 @@ HUES = ["#1762A0", "#CC7C05", "#7E1603", "#1D99CE", "#B73549", "#561D64"]
 DASHES = ["-", "--", ":", "-.", (0, (8, 2)), (0, (1, 5))]
 STYLES = {{label: {{"color": HUES[i % 6], "ls": DASHES[i // 6 % 6]}} for i, label in enumerate(GROUPS)}}
 
-plt.rcParams["text.parse_math"] = False  # names are names
 ids = [run for runs in GROUPS.values() for run in runs]
 client = Client(os.environ.get("N2N_URL", {url!r}))
 query = MetricsQuery(runs=ids, keys=["excess", "loss"], x=X, spacing="log" if LOG else "linear", max_points=1000)
 series = {{each.run_id: each.series for each in client.curves(query).runs}}
 query = MetricsQuery(runs=ids, keys=["bound"], max_points=5)
 bounds = {{m.run_id: m.series["bound"].summary.mean for m in client.curves(query).runs if "bound" in m.series}}
+entropy = {{run: np.mean([bounds[r] for r in world if r in bounds] or [np.nan]) for world in WORLDS for run in world}}
 
 
 def points(run, key):
@@ -174,8 +184,7 @@ def track(curves):
 
 def floor(runs):
     """Mean entropy of the data of runs; NaN where it is not known."""
-    known = [bounds[run] for run in runs if run in bounds]
-    return SCALE * np.mean(known) if known else np.nan
+    return SCALE * np.mean([entropy[run] for run in runs])
 
 
 def excess(runs):
@@ -191,10 +200,15 @@ def loss(runs):
     return x, mean + floor(runs), spread
 
 
+def name(label):
+    """A label that is never read as mathematics."""
+    return label.replace("$", r"\$")
+
+
 def draw(ax, label, curve):
     """A mean, and one standard deviation around it."""
     x, mean, spread = curve
-    ax.plot(x, mean, label=label, **STYLES[label])
+    ax.plot(x, mean, label=name(label), **STYLES[label])
     ax.fill_between(x, mean - spread, mean + spread, color=STYLES[label]["color"], alpha=0.16, lw=0)
 
 
@@ -208,9 +222,12 @@ _CURVES = """fig, (top, bottom) = plt.subplots(2, 1, figsize=(6.75, 6.5), sharex
 for label, runs in GROUPS.items():
     draw(top, label, loss(runs))
     draw(bottom, label, excess(runs))
-for entropy in sorted({round(h, 4) for runs in GROUPS.values() if np.isfinite(h := floor(runs))}):
-    top.axhline(entropy, color="#3D4A5A", ls="--", lw=1.2)
-    top.annotate(f"H = {entropy:.4f}", (1, entropy), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+for height in sorted({round(h, 4) for runs in GROUPS.values() if np.isfinite(h := floor(runs))}):
+    top.axhline(height, color="#3D4A5A", ls="--", lw=1.2)
+    top.annotate(f"H = {height:.4f}", (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+for label, (level, exponent, start, end) in FITS.items():
+    x = np.geomspace(start, end)
+    bottom.plot(x, SCALE * np.exp(level) * x**-exponent, ":", lw=1.2, color=STYLES[label]["color"])
 top.set(ylabel=f"loss, {UNIT}", xscale="log" if LOG else "linear")
 bottom.set(ylabel=f"excess, {UNIT}", xlabel=X_TITLE, yscale="log" if LOG else "linear")
 top.legend(fontsize="small")
@@ -222,7 +239,7 @@ size = (6.75, 0.6 + 1.7 * rows)
 fig, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
 for ax, (label, runs) in zip(axes.flat, GROUPS.items()):
     draw(ax, label, excess(runs))
-    ax.set_title(label, fontsize="small", loc="left")
+    ax.set_title(name(label), fontsize="small", loc="left")
     ax.set(xscale="log" if LOG else "linear", yscale="log" if LOG else "linear")
 fig.supxlabel(X_TITLE)
 fig.supylabel(f"excess, {UNIT}")
@@ -251,7 +268,8 @@ def extent(run):
     if SIZE == "sequences":
         return progress.step * details[run].config["data"]["batch_size"]
     if SIZE == "parameters":
-        return client.validate(config=details[run].config).estimate.parameters
+        estimate = client.validate(config=details[run].config).estimate
+        return estimate.parameters if estimate else np.nan
     flops = newest[run].get("flops")
     return flops.last / flops.last_step * progress.step if flops and flops.last_step else np.nan
 
@@ -264,7 +282,7 @@ for label, runs in GROUPS.items():
     if len(ends):
         (x, y), spread = ends.mean(0), ends[:, 1].std(ddof=1) / len(ends) ** 0.5 if len(ends) > 1 else 0
         places.append((x, y))
-        ax.errorbar(x, y, spread, fmt="o", capsize=3, label=label, color=STYLES[label]["color"])
+        ax.errorbar(x, y, spread, fmt="o", capsize=3, label=name(label), color=STYLES[label]["color"])
 places = np.array([(x, y) for x, y in places if x > 0 and y > 0])
 if len({x for x, _ in places}) >= 3:
     slope, level = np.polyfit(*np.log(places).T, 1)

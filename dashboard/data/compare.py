@@ -16,6 +16,10 @@ from dashboard.figure import Axis, XKind
 from dashboard.fits import Point
 from nanollama.api import schemas
 from nanollama.api.filters import MAX_VALUES
+from nanollama.spec.base import SpecError, parse
+from nanollama.spec.cost import num_parameters
+from nanollama.spec.data import OnlineData
+from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.rundir import decode_number
 
 TOTAL_POINTS, FEWEST_POINTS, MOST_POINTS = 24_000, 120, 1000
@@ -280,7 +284,20 @@ def _sizes(detail: schemas.RunDetail, flops_per_step: float | None) -> dict[str,
         sizes["sequences"] = float(batch * detail.progress.step)
     if flops_per_step and detail.progress.step:
         sizes["flops"] = flops_per_step * detail.progress.step
+    parameters = _parameters(detail.config)
+    if parameters is not None:
+        sizes["parameters"] = float(parameters)
     return sizes
+
+
+def _parameters(config: Mapping[str, object]) -> int | None:
+    """Of the learner; None where the vocabulary is known to the data file alone, or the config is of another time."""
+    try:
+        spec = parse(ExperimentSpec, config)
+    except SpecError:
+        return None
+    symbols = spec.data.gssm.observed.state_dim if isinstance(spec.data, OnlineData) else spec.model.vocab_size
+    return None if symbols is None else num_parameters(spec.model, spec.model.vocab_size or symbols)
 
 
 def _number(value: object) -> float | None:

@@ -341,7 +341,8 @@ def _export(
             return export.scaling_rows(groups, options) if scaled else export.curve_rows(groups, options)
 
         def code() -> str:
-            return export.program(groups, options, view, size, data.client().url)
+            fits = fits_of(groups, options) if options.fit and view == "curves" else []
+            return export.program(groups, options, view, size, url=data.client().url, fits=fits)
 
         with st.container(horizontal=True):
             st.download_button(
