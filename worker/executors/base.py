@@ -36,13 +36,18 @@ class Attempt:
     experiment: str | None = None
 
 
+def is_plain_name(text: str) -> bool:
+    """Whether a name from the service can name a file: it leads nowhere else."""
+    return _PLAIN_NAME.fullmatch(text) is not None
+
+
 def attempt_directory(run_root: Path, run_id: str, number: int) -> Path:
     """Where an attempt lies: always beneath the run root, whatever the service says.
 
     Raises:
         Refused: a run id that is not a plain name.
     """
-    if not _PLAIN_NAME.fullmatch(run_id):
+    if not is_plain_name(run_id):
         raise Refused(f"the run id '{run_id}' cannot name a folder")
     return run_root / run_id / str(number)
 

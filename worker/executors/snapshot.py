@@ -18,7 +18,7 @@ import nanollama
 import worker
 from nanollama.spec.provenance import GIT_SECONDS, find_provenance
 from nanollama.spec.rundir import PROVENANCE, Provenance, sync_directory
-from worker.executors.base import Refused
+from worker.executors.base import Refused, is_plain_name
 
 CODE = ".code"
 """Folder of the run root; no run has this name."""
@@ -40,8 +40,10 @@ def snapshot_of(experiment: str, run_root: Path) -> Path:
 
     Raises:
         OSError: it cannot be written.
-        Refused: the chosen snapshot has been removed.
+        Refused: a name that is not plain, or a chosen snapshot that has been removed.
     """
+    if not is_plain_name(experiment):
+        raise Refused(f"the experiment '{experiment}' cannot name a file")
     code = run_root / CODE
     chosen = code / "of" / experiment
     digest = _read(chosen)
