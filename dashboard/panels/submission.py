@@ -73,7 +73,8 @@ def submission(draft: Draft, verdict: Check, workers: list[Worker]) -> None:
 
 def show_earlier(draft: Draft, error: AlreadySucceeded) -> None:
     """Earlier runs have learnt the same: which, and the choice to use them."""
-    note(f"{error.detail}. Use their results, or run everything again?", title="Learnt before", tone="warn")
+    text = "Use the results that are there, or run everything again? Runs that are not listed are trained either way."
+    note(f"{error.detail}. {text}", title="Learnt before", tone="warn")
     rows = []
     for i, problem in enumerate(error.problems):
         words = problem.message.split()

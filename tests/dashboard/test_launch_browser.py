@@ -181,14 +181,16 @@ def test_the_form_is_in_the_address(window: Visitor, browser: Browser, base: str
         expect(status(other.page)).to_have_text(re.compile("^Valid"))
 
 
-def test_a_click_right_after_typing_submits_what_was_typed(window: Visitor, client: Client) -> None:
+def test_a_double_click_right_after_typing_submits_what_was_typed_once(window: Visitor, client: Client) -> None:
     page = window.open("/launch?template=debug")
     expect(page.get_by_role("button", name="Submit 1 run")).to_be_enabled()
     overwrite(page, "name: debug", "name: typed-last")
-    page.get_by_role("button", name="Submit 1 run").click()
+    page.get_by_role("button", name="Submit 1 run").dblclick()
     page.wait_for_url("**/run?run=*")
-    assert client.run(page.url.rpartition("=")[2]).name == "typed-last"
-    client.cancel(page.url.rpartition("=")[2])
+    expect(page.locator("h1")).to_have_text("typed-last")
+    (run,) = client.runs(filter="name~typed-last").items
+    assert page.url.endswith(run.id)
+    client.cancel(run.id)
 
 
 def test_a_worker_is_seen_with_what_it_holds_and_can_be_drained(window: Visitor, client: Client) -> None:
@@ -212,6 +214,21 @@ def test_a_worker_is_seen_with_what_it_holds_and_can_be_drained(window: Visitor,
     page.wait_for_url(f"**/run?run={experiment.runs[0].id}")
     run.report(AttemptState.CANCELLED, reason="the test is over")
     client.cancel(waiting)
+
+
+@pytest.mark.slow
+def test_a_text_of_five_megabytes_is_a_problem_and_the_editor_stays_usable(window: Visitor) -> None:
+    page = window.open("/launch?template=debug")
+    expect(status(page)).to_have_text(re.compile("^Valid"))
+    area(page).evaluate(
+        """area => {
+          area.value = ('# ' + 'long '.repeat(20) + '\\n').repeat(49000);
+          area.dispatchEvent(new Event('input', { bubbles: true }));
+        }"""
+    )
+    expect(page.locator(".n2n-editor li")).to_contain_text("bytes; the limit is 1,048,576")
+    page.get_by_role("button", name="Reset").click()
+    expect(status(page)).to_have_text(re.compile("^Valid"))
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
