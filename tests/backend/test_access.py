@@ -49,7 +49,8 @@ def test_every_route_but_health_wants_a_token(guarded: Context, served: tuple[Fa
         document = served[0].openapi()
         operations = [(method, path) for path, methods in document["paths"].items() for method in methods]
         assert len(operations) == len(SCOPES) >= 22
-        plain = [("get", path) for path in ("/docs", "/redoc", "/api/v1/openapi.json", "/nothing", "/", "/metrics")]
+        pages = ("/docs", "/redoc", "/docs-files/swagger-ui.css", "/api/v1/openapi.json")
+        plain = [("get", path) for path in (*pages, "/nothing", "/", "/metrics")]
         for method, path in operations + plain:
             for headers in ({}, as_bearer("n2n_wrong"), {"Authorization": "Basic dTpw"}, {"Authorization": "Bearer"}):
                 reply = http.request(method, path_of(path), headers=headers)
