@@ -11,7 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanollama.cluster.slurm import Job, JobId, batch_script, parse_job_id, sbatch_arguments
+from nanollama.cluster.slurm import (
+    EXIT_NOT_SHARED,
+    Harness,
+    Job,
+    JobId,
+    JobState,
+    Stage,
+    batch_script,
+    parse_accounting,
+    parse_details,
+    parse_job_id,
+    parse_queue,
+    sbatch_arguments,
+)
 from nanollama.spec.base import SpecError
 from nanollama.spec.cluster import SlurmSpec
 from nanollama.spec.rundir import STOP_REQUESTED
@@ -80,6 +93,32 @@ def test_hostile_words_reach_the_program_as_data(
     assert json.loads(ran.stdout)[4:] == ["-m", module, f"config={told}/config.yaml", f"attempt_dir={told}"]
     assert [path.name for path in here.iterdir() if not path.is_symlink()] == [python.name]
     assert script.count("\n") == batch_script(SlurmSpec(), job(here)).count("\n")
+
+
+@settings(deadline=None, max_examples=30)
+@given(attempt=words, folder=words, token=st.sampled_from([word for word in HOSTILE if "\n" not in word]))
+def test_the_harness_of_a_worker_gets_hostile_words_as_data(
+    tmp_path_factory: pytest.TempPathFactory, attempt: str, folder: str, token: str
+) -> None:
+    here = tmp_path_factory.mktemp("slurm")
+    supervisor = echo_program(here, "supervisor")
+    code = here / f"c{folder}".replace("/", "_")[:60]
+    shared = here / f"s{folder}".replace("/", "_")[:60]
+    shared.write_text(f"first\n{token}\n")
+    harness = Harness((str(supervisor), attempt), ("marked=yes", "export MARKED=$marked"), code, shared, token)
+    given_job = job(here, harness=harness, torchrun=False, python="py", cpus_per_node=6, nproc_per_node=4)
+    script = batch_script(SlurmSpec(), given_job)
+    ran = run_script(script, here, PYTHONPATH="/before")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    said = [attempt, "py", "-m", "nanollama.apps.gssm.train", f"config={here}/1/config.yaml", f"attempt_dir={here}/1"]
+    assert json.loads(ran.stdout) == said
+    assert {path.name for path in here.iterdir()} == {"supervisor", shared.name}
+    supervisor.write_text('#!/bin/sh\nprintf "%s|%s|%s" "$PYTHONPATH" "$MARKED" "$OMP_NUM_THREADS"\n')
+    assert run_script(script, here, PYTHONPATH="/before").stdout == f"{code}:/before|yes|1"
+    shared.write_text("another token\n" if token not in "another token" else "")
+    refused = run_script(script, here)
+    assert (refused.returncode, refused.stdout) == (EXIT_NOT_SHARED, "")
+    assert "not on a file system that it shares" in refused.stderr
 
 
 @settings(deadline=None, max_examples=30)
@@ -186,3 +225,42 @@ def test_answer_of_sbatch(output: str, expected: JobId) -> None:
 def test_an_answer_without_an_id_is_an_error(output: str) -> None:
     with pytest.raises(ValueError, match="no job id"):
         parse_job_id(output)
+
+
+def test_the_queue_is_read_whatever_others_call_their_jobs() -> None:
+    lines = ["1|RUNNING|None|n2n-r1-1", "2|PENDING|(null)|a|b", "c|d", "", "3|FAILED|NonZeroExitCode|n2n-r2-1"]
+    text = "\n".join([*lines, "slurm: warning", "4|X|Y", ""])
+    assert parse_queue(text) == [
+        JobState(1, "n2n-r1-1", "RUNNING"),
+        JobState(2, "a|b", "PENDING"),
+        JobState(3, "n2n-r2-1", "FAILED", "NonZeroExitCode"),
+    ]
+    assert parse_queue("") == []
+
+
+def test_accounting_and_details_are_read() -> None:
+    text = "7|CANCELLED by 0|0:15|n2n-r1-1\n8.batch|FAILED|1:0|batch\n"
+    assert parse_accounting(text) == [JobState(7, "n2n-r1-1", "CANCELLED by 0", exit_code="0:15")]
+    details = (
+        "JobId=5 JobName=n2n-b-1 UserId=root(0) JobState=FAILED Reason=NonZeroExitCode Restarts=0 ExitCode=3:0 A=b"
+    )
+    assert parse_details(details) == JobState(5, "n2n-b-1", "FAILED", "NonZeroExitCode", "3:0")
+    assert parse_details("No jobs in the system") is None
+
+
+@pytest.mark.parametrize(
+    ("word", "stage"),
+    [
+        *[(word, Stage.WAITING) for word in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")],
+        *[(word, Stage.RUNNING) for word in ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "SUSPENDED")],
+        ("COMPLETED", Stage.COMPLETED),
+        *[(word, Stage.FAILED) for word in ("FAILED", "OUT_OF_MEMORY", "DEADLINE")],
+        *[(word, Stage.INTERRUPTED) for word in ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL")],
+        *[(word, Stage.CANCELLED) for word in ("CANCELLED", "CANCELLED by 0", "CANCELLED+", "cancelled")],
+        *[(word, Stage.UNKNOWN) for word in ("", "MELTING", "COMPLETED_SOON", "COMPLETE")],
+    ],
+)
+def test_what_a_word_means(word: str, stage: Stage) -> None:
+    state = JobState(1, "n", word)
+    assert state.stage is stage
+    assert state.stage.ended == (stage not in (Stage.WAITING, Stage.RUNNING, Stage.UNKNOWN))
