@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from backend.deps import ContextDep, RunId, error_responses
 from backend.evaluations.lines import EVALUATED, MEANS, PROBE
 from backend.evaluations.repository import EvaluationRepository
+from backend.revalidation import Revalidated
 from backend.runs.service import RunService
 from backend.tables import Evaluation as Row
 from nanollama.api.schemas import ByPosition, Evaluation
@@ -14,7 +15,7 @@ from nanollama.api.schemas import ByPosition, Evaluation
 router = APIRouter(prefix="/runs/{run_id}/evaluations", tags=["runs"])
 
 
-@router.get("", summary="Evaluations of a run", responses=error_responses(404))
+@router.get("", summary="Evaluations of a run", responses=error_responses(404), dependencies=[Revalidated])
 def list_evaluations(context: ContextDep, run_id: RunId) -> list[Evaluation]:
     """What the learner was worth on held-out sequences, by step: of the steps that the newest attempt has not undone.
 
