@@ -11,6 +11,7 @@ from nanollama.api.schemas import Lease, TransitionRequest
 from nanollama.api.status import AttemptState
 from nanollama.spec.base import SpecError
 from worker.journal import Journal, Record
+from worker.shipping import Splice
 
 
 def record(attempt_id: str = "a1", epoch: int = 1) -> Record:
@@ -93,3 +94,28 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 7")
     with pytest.raises(SpecError, match="of version 7"):
         reopened(tmp_path)
+
+
+def test_the_journal_of_an_older_version_keeps_what_it_holds(journal: Journal, tmp_path: Path) -> None:
+    held = record()
+    journal.hold(held)
+    journal.intend(held, report(AttemptState.RUNNING))
+    worker_id = journal.worker_id
+    journal.close()
+    with closing(sqlite3.connect(tmp_path / "worker.sqlite")) as db:  # as version 1 wrote it
+        db.executescript("DROP TABLE devices; DROP TABLE splices; PRAGMA user_version = 1;")
+    with closing(reopened(tmp_path)) as later:
+        assert (later.worker_id, later.held()) == (worker_id, [held])
+        assert later.pending(held) == [report(AttemptState.RUNNING)]
+        later.assign("a1", ["0", "GPU-1"])
+        assert later.assigned() == {"a1": ("0", "GPU-1")}
+
+
+def test_splices_go_with_the_attempt(journal: Journal, tmp_path: Path) -> None:
+    held, splice = record(), Splice(7, "[n2n] stdout.log was cut\n", 3)
+    journal.hold(held)
+    journal.splice("a1", "stdout.log", splice)
+    with closing(reopened(tmp_path)) as later:
+        assert later.splices("a1") == {"stdout.log": splice}
+    journal.forget(held)
+    assert journal.splices("a1") == {}
