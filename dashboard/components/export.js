@@ -33,13 +33,38 @@ async function picture(chart, format, width) {
   }
 }
 
-export default function ({ data, parentElement }) {
+function fileRow(root, files) {
+  const row = document.createElement("div");
+  row.append(Object.assign(document.createElement("span"), { textContent: "Data, program" }));
+  for (const title of files) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: title });
+    button.onclick = () => {
+      root.said.textContent = "Asking the server …";
+      root.waiting = `${Date.now()}`;
+      root.ask("wanted", { title, serial: root.waiting });
+    };
+    row.append(button);
+  }
+  return row;
+}
+
+function receive(root, file) {
+  if (!file || file.serial !== root.waiting) return;
+  root.waiting = null;
+  const bytes = Uint8Array.from(atob(file.base64), (c) => c.charCodeAt(0));
+  save(new Blob([bytes], { type: file.mime }), file.name);
+  root.said.textContent = `${file.name} saved`;
+}
+
+export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".n2n-export");
-  const stamp = JSON.stringify(data);
+  root.ask = setTriggerValue;
+  root.said = root.querySelector(".said");
+  receive(root, data.file);
+  const stamp = JSON.stringify([data.charts, data.files]);
   if (root.stamp === stamp) return;
   root.stamp = stamp;
   const size = root.querySelector("select");
-  const said = root.querySelector(".said");
   const rows = data.charts.map(({ name, title }) => {
     const row = document.createElement("div");
     row.append(Object.assign(document.createElement("span"), { textContent: title }));
@@ -47,17 +72,17 @@ export default function ({ data, parentElement }) {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: format.toUpperCase() });
       button.setAttribute("aria-label", `${title} as ${format.toUpperCase()}`);
       button.onclick = async () => {
-        said.textContent = "Drawing …";
+        root.said.textContent = "Drawing …";
         try {
           save(await picture(name, format, Math.round(Number(size.value) * MM)), `${name}.${format}`);
-          said.textContent = `${name}.${format} saved`;
+          root.said.textContent = `${name}.${format} saved`;
         } catch (error) {
-          said.textContent = `Not saved: ${error.message}`;
+          root.said.textContent = `Not saved: ${error.message}`;
         }
       };
       row.append(button);
     }
     return row;
   });
-  root.querySelector(".rows").replaceChildren(...rows);
+  root.querySelector(".rows").replaceChildren(...rows, fileRow(root, data.files));
 }

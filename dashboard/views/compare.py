@@ -14,7 +14,7 @@ from dashboard.charts.compare import Fitted, Options, excess_chart, fits_of, los
 from dashboard.charts.panels import panels_chart
 from dashboard.charts.scaling import SIZES, Law, Size, law_words, scaling_chart, scaling_laws
 from dashboard.comparison import EACH_RUN, Entry, Excess, Group, grouped, is_seed, matters, varying
-from dashboard.components.export import figure_export, share
+from dashboard.components.export import File, exporter, share
 from dashboard.components.page import Chip, away_note, header, live, note, section
 from dashboard.components.plot import plot, zoom
 from dashboard.components.table import reselect, selected
@@ -331,35 +331,20 @@ def _scaling_words(laws: Sequence[Law], size: Size) -> str:
 def _export(
     groups: Sequence[Group], view: export.View, size: Size, options: Options, charts: Sequence[tuple[str, str]]
 ) -> None:
+    def rows() -> export.Rows:
+        return export.scaling_rows(groups, options) if view == "scaling" else export.curve_rows(groups, options)
+
+    def code() -> bytes:
+        fits = fits_of(groups, options) if options.fit and view == "curves" else []
+        return export.program(groups, options, view, size, url=data.client().url, fits=fits).encode()
+
+    files = [File("CSV", "comparison.csv", "text/csv", lambda: export.as_csv(rows()).encode())]
+    if export.has_parquet():
+        mime = "application/vnd.apache.parquet"
+        files.append(File("Parquet", "comparison.parquet", mime, lambda: export.as_parquet(rows())))
+    files.append(File("Python", "comparison.py", "text/x-python", code))
     with st.popover("Export", icon=":material/download:"):
-        st.html("<b>Figure</b>")
-        figure_export(charts, "compare-export")
-        st.html("<b>Data</b>")
-
-        def rows() -> export.Rows:
-            scaled = view == "scaling"
-            return export.scaling_rows(groups, options) if scaled else export.curve_rows(groups, options)
-
-        def code() -> str:
-            fits = fits_of(groups, options) if options.fit and view == "curves" else []
-            return export.program(groups, options, view, size, url=data.client().url, fits=fits)
-
-        with st.container(horizontal=True):
-            st.download_button(
-                "CSV", lambda: export.as_csv(rows()), "comparison.csv", "text/csv", key="csv", on_click="ignore"
-            )
-            if export.has_parquet():
-                kind = "application/vnd.apache.parquet"
-                st.download_button(
-                    "Parquet",
-                    lambda: export.as_parquet(rows()),
-                    "comparison.parquet",
-                    kind,
-                    key="parquet",
-                    on_click="ignore",
-                )
-        st.html("<b>Program</b> that reads these runs through the client and draws them again")
-        st.download_button("Python", code, "comparison.py", "text/x-python", key="program", on_click="ignore")
+        exporter(charts, files, "compare-export")
 
 
 def page() -> None:
