@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -16,9 +17,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select
+from starlette.exceptions import HTTPException
 
 from backend.database import Database
 from backend.deps import Context
+from backend.middleware import BodyLimit
 from backend.migrate import migrate
 from backend.tables import Base
 from nanollama.api.client import Client
@@ -335,9 +338,9 @@ def small(caller: Caller, client: Client) -> bytes:
 def test_damage_is_found_wherever_it_is(small: bytes, client: Client, elsewhere: Callable[[], Any]) -> None:
     plain = gzip.decompress(small)
     with elsewhere() as database:
-        for end in [*range(0, len(small), max(1, len(small) // 40)), len(small) - 1]:
+        for end in [*range(0, len(small), max(1, len(small) // 20)), len(small) - 1]:
             refused(client, database, small[:end], "archive")
-        for at in range(0, len(plain), max(1, len(plain) // 60)):
+        for at in range(0, len(plain), max(1, len(plain) // 30)):
             wrong = plain[:at] + bytes([plain[at] ^ 0x10]) + plain[at + 1 :]
             if wrong[at:] != plain[at:] and not _is_padding(plain, at):
                 refused(client, database, gzip.compress(wrong), "archive|runs|experiments|manifest")
@@ -481,3 +484,22 @@ def test_what_is_not_there_cannot_be_exported(client: Client) -> None:
         exported(client.export_run("r0"))
     with pytest.raises(NotFound):
         exported(client.export_experiment("e0"))
+
+
+def test_only_an_import_may_be_larger_than_other_bodies() -> None:
+    async def taker(_scope: Any, receive: Any, _send: Any) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+
+    async def send(path: str) -> None:
+        parts = [{"type": "http.request", "body": bytes(30), "more_body": more} for more in (True, False)]
+        limit = BodyLimit(taker, max_bytes=40, others={"/import": 80})
+
+        async def receive() -> Any:
+            return parts.pop(0)
+
+        await limit({"type": "http", "path": path, "headers": []}, receive, None)  # type: ignore[arg-type] # unused
+
+    asyncio.run(send("/import"))
+    with pytest.raises(HTTPException, match="more than 40 bytes"):
+        asyncio.run(send("/runs"))
