@@ -43,8 +43,7 @@ def bound_facts(validation: Validation, bound: Bound | None) -> list[Fact]:
     """The entropy of the data, where it is known, and what it costs to score the batches with the true model."""
     estimate, found = validation.estimate, []
     if bound is not None and bound.entropy is not None:
-        why = "nats per token, computed before" if bound.state != "inexact" else "nats per token, from both sides"
-        found.append(Fact("Entropy", entropy_text(bound), why, "good" if bound.state != "inexact" else "warn"))
+        found.append(_entropy_fact(validation, bound))
     if estimate is None:
         return found
     if estimate.bound_method is None:
@@ -56,6 +55,15 @@ def bound_facts(validation: Validation, bound: Bound | None) -> list[Fact]:
         each = f", {_seconds(cost * steps)} a run" if steps else ""
         why = f"costs {_seconds(cost)} of one core a batch{each}"
     return [*found, Fact("Bound", f"{estimate.bound_method}{states}", why)]
+
+
+def _entropy_fact(validation: Validation, bound: Bound) -> Fact:
+    """An entropy that was computed before; of sequences of another length it is not quite the draft's."""
+    length = ((validation.config or {}).get("data") or {}).get("seq_len")
+    fits = bound.seq_len is None or length is None or bound.seq_len == length
+    why = "nats per token, " + ("from both sides" if bound.state == "inexact" else "computed before")
+    why += "" if fits else f" for sequences of {bound.seq_len:,} tokens, not {length:,}"
+    return Fact("Entropy", entropy_text(bound), why, "good" if fits and bound.state != "inexact" else "warn")
 
 
 def _steps(validation: Validation) -> int:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -18,6 +19,7 @@ from nanollama.api.schemas import Experiment, Queue, QueueEntry
 
 TABLE_HEIGHT = 420  # pixels beyond which a table scrolls
 PRIORITIES = range(-100, 101)
+BOUNDS = "e00000000000000"  # the experiment of the jobs that compute entropies
 MAX_EXPERIMENTS = 30  # that are told by name and can be paused on one page of the queue
 
 QUEUE_COLUMNS = (
@@ -149,6 +151,11 @@ def turn(offset: int) -> None:
         st.query_params.pop("from", None)
 
 
+def runs_filter(experiment_id: str) -> str:
+    """The filter under which Runs lists an experiment; jobs that compute bounds are listed only where it names apps."""
+    return f"experiment:{experiment_id}" + (" app:gssm.entropy" if experiment_id == BOUNDS else "")
+
+
 def experiments_of(queue: Queue) -> dict[str, Experiment]:
     """The experiments of the first jobs, by id: not of so many that asking for each takes long."""
     ids = list(dict.fromkeys(entry.experiment_id for entry in queue.items))[:MAX_EXPERIMENTS]
@@ -166,14 +173,14 @@ def experiments_part(queue: Queue, experiments: Mapping[str, Experiment]) -> Non
         paused = experiment.paused_since is not None
         name = experiment.name
         cells = {
-            "name": Cell(name, title=f"{name[:200]} · {each}", href=f"./?q=experiment:{each}"),
+            "name": Cell(name, title=f"{name[:200]} · {each}", href=f"./?q={quote(runs_filter(each))}"),
             "waiting": Cell(f"{waiting[each]:,}"),
             "state": Cell("paused", glyph="Ⅱ", tone="warn", act="resume") if paused else Cell("open", act="pause"),
         }
         rows.append(Row(each, cells))
     reply = table(EXPERIMENT_COLUMNS, rows, label="Experiments in the queue", key="experiments", height=TABLE_HEIGHT)
     if reply.opened:
-        st.switch_page("views/runs.py", query_params={"q": f"experiment:{reply.opened}"})
+        st.switch_page("views/runs.py", query_params={"q": runs_filter(reply.opened)})
     if reply.acted is not None:
         pause_experiment(*reply.acted)
         st.rerun(scope="fragment")

@@ -82,7 +82,7 @@ def gssm_row(gssm: GSSM, now: datetime, *, marked: bool) -> Row:
         "latents": Cell(f"{gssm.num_latents:,}"),
         "states": Cell(si(gssm.joint_states), title=f"{gssm.joint_states:,}"),
         "vocab": Cell(f"{gssm.vocab:,}"),
-        "length": Cell(DASH if gssm.seq_len is None else f"{gssm.seq_len:,}"),
+        "length": Cell(f"{gssm.seq_len:,}"),
         "seed": Cell(str(gssm.seed)),
         "runs": Cell(f"{gssm.num_runs:,}"),
         "created": Cell(ago(gssm.created_at, now), title=clock(gssm.created_at)),
@@ -121,11 +121,18 @@ def bound_part(gssm: GSSMDetail) -> None:
     elif bound.state in ("queued", "running"):
         what = "It waits for a worker." if bound.state == "queued" else "A worker is computing it."
         note(f"{what} This page shows it as soon as it is there.", title=f"Bound {BOUNDS[bound.state][0]}")
-    elif bound.state == "inexact":
-        text = bound.reason or "Its exact value is out of reach."
-        note(text, title="The entropy is known from both sides only", tone="warn")
+    else:
+        if bound.state == "inexact":
+            text = bound.reason or "Its exact value is out of reach."
+            note(text, title="The entropy is known from both sides only", tone="warn")
+        if bound.seq_len is not None and bound.seq_len < gssm.seq_len:
+            text = f"It is known for {bound.seq_len:,} tokens; per token it changes with the length."
+            note(text, title=f"A config has asked for sequences of {gssm.seq_len:,} tokens since", tone="warn")
+            label = f"Compute it for {gssm.seq_len:,} tokens"
+            st.button(label, type="primary", key="compute", on_click=compute, args=(gssm.hash,))
     if bound.run_id is not None:
-        st.page_link("views/run.py", label="The job that computes it", query_params={"run": bound.run_id})
+        verb = "computes" if bound.state in ("queued", "running") else "computed"
+        st.page_link("views/run.py", label=f"The job that {verb} it", query_params={"run": bound.run_id})
 
 
 def gssm_facts(gssm: GSSMDetail) -> list[Fact]:
@@ -141,9 +148,7 @@ def gssm_facts(gssm: GSSMDetail) -> list[Fact]:
             found.append(Fact("Method", bound.method))
     states = f"{gssm.joint_states:,} joint states"
     found.append(Fact("Nodes", ", ".join(gssm.nodes)[:400], f"{plural(gssm.num_latents, 'latent')} with {states}"))
-    found.append(
-        Fact("Tokens", f"{gssm.vocab:,} symbols", "" if gssm.seq_len is None else f"in sequences of {gssm.seq_len:,}")
-    )
+    found.append(Fact("Tokens", f"{gssm.vocab:,} symbols", f"in sequences of {gssm.seq_len:,}"))
     found.append(Fact("Kernels", f"seed {gssm.seed}", f"hash {gssm.hash[:12]}"))
     return found
 

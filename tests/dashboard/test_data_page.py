@@ -83,6 +83,15 @@ def test_the_state_of_a_bound_is_told(client: FakeCatalogue, visit: Open, bound:
         assert "It waits for a worker" in text(page)
 
 
+def test_a_bound_of_shorter_sequences_can_be_computed_anew(client: FakeCatalogue, visit: Open) -> None:
+    client.graphs = [computed(seq_len=256)]
+    page = visit("data")
+    assert "It is known for 64 tokens" in text(page)
+    assert page.button(key="compute").label == "Compute it for 256 tokens"
+    page.button(key="compute").click().run()
+    assert cells(page, "gssms")[0]["bound"] == "queued"
+
+
 def test_an_empty_page_teaches_and_leads_to_launch(client: FakeCatalogue, visit: Open) -> None:
     client.graphs, client.sets = [], []
     page = visit("data")

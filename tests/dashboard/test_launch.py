@@ -176,7 +176,13 @@ def test_what_the_bound_costs_is_told_beside_the_entropy() -> None:
     entropy, _ = bound_facts(validation, schemas.Bound(state="inexact", entropy=1.5, lower=1.4, upper=1.6))
     assert entropy.value == "1.4000 to 1.6000"
     (entropy,) = bound_facts(validation.model_copy(update={"estimate": None}), computed().bound)
-    assert entropy.value == "1.5906 ± 0.0014"
+    assert (entropy.value, entropy.tone) == ("1.5906 ± 0.0014", "good")
+    longer = validation.model_copy(update={"config": {"data": {"seq_len": 256}}, "estimate": None})
+    (entropy,) = bound_facts(longer, computed().bound)
+    assert (entropy.why, entropy.tone) == (
+        "nats per token, computed before for sequences of 64 tokens, not 256",
+        "warn",
+    )
 
 
 def test_every_problem_is_marked_at_its_line_and_nothing_can_be_submitted(client: FakeCatalogue, visit: Open) -> None:

@@ -6,6 +6,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from backend.catalogue.repository import BOUNDS
 from dashboard import data
 from dashboard.panels import queue as panel
 from nanollama.api import schemas
@@ -113,6 +114,12 @@ def test_an_experiment_is_paused_and_resumed(client: FakeCatalogue, visit: Open)
     assert [row["cells"]["state"]["act"] for row in sent(page, "experiments")["rows"]] == ["pause", "resume"]
     panel.pause_experiment("e2", "resume")
     assert client.held_back == set()
+
+
+def test_an_experiment_leads_to_its_runs() -> None:
+    assert panel.runs_filter("e1") == "experiment:e1"
+    assert panel.runs_filter(BOUNDS) == f"experiment:{BOUNDS} app:gssm.entropy"
+    assert panel.BOUNDS == BOUNDS, "as the service calls it"
 
 
 def test_a_long_queue_is_shown_in_parts(client: FakeCatalogue, visit: Open) -> None:
