@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +17,7 @@ from nanollama.api.errors import ApiError, Unavailable
 from nanollama.api.status import RunState
 
 REFRESH = 2.0  # seconds between two ticks of a live view
+SAID_SECONDS = 10.0  # for which good news is shown
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,15 @@ def skeleton(num_lines: int) -> None:
 
 
 def say(text: str, *, tone: str = "") -> None:
-    """Remember what became of an action, for `said` to show after the page has been drawn anew."""
-    st.session_state["said"] = text, tone
+    """Remember what became of an action, for `said` to show in place of what became of the one before."""
+    until = math.inf if tone == "bad" else time.monotonic() + SAID_SECONDS
+    st.session_state["said"] = text, tone, until
 
 
 def said() -> None:
-    """What became of the last action, once."""
-    text, tone = st.session_state.pop("said", ("", ""))
-    if text:
+    """What became of the last action: for a while when it went well, until the next one when it did not."""
+    text, tone, until = st.session_state.get("said", ("", "", 0.0))
+    if text and time.monotonic() < until:
         note(text, tone=tone)
 
 

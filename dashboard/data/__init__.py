@@ -93,16 +93,6 @@ def templates() -> list[schemas.Template]:
     return client().templates()
 
 
-def validate(yaml: str) -> schemas.Validation:
-    """Every problem of a spec."""
-    return client().validate(yaml=yaml)
-
-
-def submit(yaml: str, *, name: str | None, tags: list[str], priority: int, key: str) -> schemas.Experiment:
-    """Create an experiment; repeating a key creates nothing new."""
-    return client().submit(yaml=yaml, name=name, tags=tags, priority=priority, idempotency_key=key)
-
-
 def alive() -> bool:
     """Whether the service answers."""
     try:

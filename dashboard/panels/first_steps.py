@@ -8,7 +8,9 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.components.page import error_note, note
+from dashboard.data import launch
 from nanollama.api.errors import ApiError
+from nanollama.api.schemas import ExperimentCreate
 
 DEMO = "debug"
 DEMO_GRID = """
@@ -47,7 +49,7 @@ def _submit() -> None:
         if text is None:
             note(f"This service has no template '{DEMO}'. Write a config instead.", tone="bad")
             return
-        data.submit(text.rstrip() + DEMO_GRID, name=DEMO_NAME, tags=["demo"], priority=0, key=key)
+        launch.submit(ExperimentCreate(yaml=text.rstrip() + DEMO_GRID, name=DEMO_NAME, tags=["demo"]), key)
     except ApiError as error:
         error_note(error, "Submitting")
         return

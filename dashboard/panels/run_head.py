@@ -16,6 +16,7 @@ from nanollama.api.errors import ApiError
 from nanollama.api.schemas import RunDetail
 from nanollama.api.status import RunState
 
+SHOWN_NOTES = 600  # characters
 RESOLUTIONS = {
     "INTERRUPTED": ("It was interrupted", "The next attempt goes on from the newest checkpoint."),
     "FAILED": ("It failed", "It ends as failed; a retry opens it again."),
@@ -46,8 +47,9 @@ def head(run: RunDetail, now: datetime) -> None:
     archived = " · archived" if run.archived else ""
     crumb = f"{run.id}{worker} · attempt {run.attempt}{archived}" + "".join(f" · #{tag}" for tag in run.tags)
     header(run.name, state=run.state, crumb=crumb, chips=chips)
-    if run.notes.strip():
-        note(run.notes.strip())
+    notes = run.notes.strip()
+    if notes:
+        note(notes if len(notes) <= SHOWN_NOTES else f"{notes[:SHOWN_NOTES]} … (Edit shows all of it)")
 
 
 def standing(run: RunDetail) -> None:

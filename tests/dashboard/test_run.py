@@ -97,6 +97,15 @@ def test_an_edit_sends_only_what_was_changed(client: FakeClient, visit: Open, mo
     assert not page.number_input, "a run that has ended has no use for a priority"
 
 
+def test_long_notes_are_cut_in_the_head_and_whole_where_they_are_edited(client: FakeClient, visit: Open) -> None:
+    notes = "note " * 2000
+    client.add("a1", RunState.SUCCEEDED, step=100, notes=notes)
+    page = visit("run", run="a1")
+    assert "(Edit shows all of it)" in text(page)
+    assert notes not in text(page)
+    assert page.text_area(key="notes-a1").value == notes
+
+
 def test_archiving_is_undone_from_the_same_place(client: FakeClient, visit: Open) -> None:
     client.add("a1", RunState.SUCCEEDED, step=100)
     page = press(visit("run", run="a1"), "archive")

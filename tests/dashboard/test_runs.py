@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -273,6 +274,33 @@ def test_a_selection_made_by_the_page_replaces_the_one_by_hand(monkeypatch: pyte
     assert selected("t") == ("b", "c")
     state["t"]["selected"] = {"version": 1, "ids": ["c"]}
     assert selected("t") == ("c",)
+
+
+def test_good_news_goes_by_and_bad_news_stays_until_the_next_action(
+    client: FakeClient, visit: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.add("a1", RunState.FAILED, step=10)
+    page = press(choose(visit(), "a1"), "bulk-retry")
+    page.run()
+    assert "1 run queued again" in text(page), "the next tick is no reason to take it away"
+    clock = time.monotonic()
+    monkeypatch.setattr("dashboard.components.page.time.monotonic", lambda: clock + 60)
+    page.run()
+    assert "1 run queued again" not in text(page)
+    page = choose(visit(), "a1")
+    page.text_input(key="tags-add").set_value("x" * 65)
+    press(page, "bulk-tag")
+    monkeypatch.setattr("dashboard.components.page.time.monotonic", lambda: clock + 600)
+    page.run()
+    assert "To tag failed" in text(page)
+    press(choose(page, "a1"), "bulk-archive")
+    assert "To tag failed" not in text(page)
+
+
+def test_what_stands_for_the_table_is_gone_once_it_is_there(client: FakeClient, visit: Open) -> None:
+    client.add("a1", RunState.SUCCEEDED, step=10)
+    assert "<div class='n2n-skeleton'" not in text(visit())
+    assert "<div class='n2n-skeleton'" not in text(visit("run", run="a1"))
 
 
 def test_a_refused_action_says_why(client: FakeClient, visit: Open, monkeypatch: pytest.MonkeyPatch) -> None:

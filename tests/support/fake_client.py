@@ -170,7 +170,14 @@ class FakeClient:
         return f"<svg xmlns='http://www.w3.org/2000/svg'><text>{len(yaml)}</text></svg>"
 
     def submit(
-        self, *, yaml: str, name: str | None, tags: list[str], priority: int, idempotency_key: str
+        self,
+        *,
+        yaml: str,
+        name: str | None,
+        tags: list[str],
+        priority: int,
+        idempotency_key: str,
+        **_more: Any,
     ) -> schemas.Experiment:
         self.submissions.append(idempotency_key)
         self._call("submit")
