@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from nanollama.api.errors import Unauthorized
 from nanollama.api.status import AttemptState
 from tests.support.examples import experiment
+from tests.support.waiting import eventually
 from tests.support.worker_bench import Bench, finish
 from worker.allow import Allowed
 from worker.daemon import NotAccepted
@@ -17,6 +20,7 @@ from worker.executors.base import Attempt, Busy
 from worker.executors.claim import Claim, take_claim
 from worker.executors.fake import FakeExecutor
 from worker.executors.local import LocalExecutor
+from worker.journal import Record
 
 MakeBench = Callable[..., Bench]
 
@@ -191,6 +195,31 @@ def test_a_worker_without_any_ends_with_the_reason(make_bench: MakeBench) -> Non
     bench.service.token = "another"
     with pytest.raises(NotAccepted, match=r"token \(this token has expired\) - name a file with --token-file, or set"):
         bench.daemon.sync()
+
+
+def test_a_home_without_room_is_told_and_the_lease_is_taken_later(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench()
+    bench.service.add("a", experiment())
+
+    def fail(_record: Record) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.journal, "hold", fail)
+        syncing = threading.Thread(target=bench.daemon._sync_forever, daemon=True)
+        syncing.start()
+        words = f"cannot write in {bench.folder}: database or disk is full - is the disk full?; jobs go on"
+        eventually(lambda: words in caplog.text)
+        assert bench.jobs == []
+    eventually(lambda: bench.jobs, what="the lease, delivered again")
+    bench.daemon._closed.set()
+    syncing.join(60)
+    assert not syncing.is_alive()
+    assert caplog.text.count(words) == 1
+    bench.settle()
+    assert bench.states("a") == ["RUNNING"]
 
 
 def test_a_lost_journal_is_made_good_by_adoption(make_bench: MakeBench, tmp_path: Path) -> None:
