@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+log = logging.getLogger(__name__)
+
 THREADS = 8
 """Enough for that many slow file systems or answers at once; with one thread a job, 500 jobs were 500 stacks."""
+
+
+_AFTER_A_BUG_SECONDS = 30.0
 
 
 class Task(Protocol):
@@ -82,7 +88,11 @@ class Crew:
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
-            pause = task.step()
+            pause: float | None = _AFTER_A_BUG_SECONDS
+            try:
+                pause = task.step()
+            except Exception:  # it must not cost the thread, which others need
+                log.exception("a bug in the worker; trying again")
             with self._lock:
                 self._running.discard(task)
                 woken = task in self._woken

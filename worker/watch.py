@@ -41,7 +41,7 @@ class Watch:
         self._run_root = run_root
         self._find_strays = find_strays
         self._held = held
-        self._strays: Mapping[str, str] = {}
+        self._strays: Mapping[str, str] | None = None  # not looked for yet
         self._room: str | None = None
         self.unusable: str | None = None
         """Why no run can be taken; None when one can."""
@@ -49,18 +49,16 @@ class Watch:
     @property
     def problems(self) -> list[str]:
         """What people should know."""
-        found = [text for text in (self.unusable or self._room, *self._strays.values()) if text is not None]
+        found = [text for text in (self.unusable or self._room, *(self._strays or {}).values()) if text is not None]
         return [_one_line(text) for text in found[:_MAX_PROBLEMS]]
 
     def step(self) -> float:
         """Look; the seconds until the next look."""
         before = self.problems
         self.unusable, self._room = _look_at(self._run_root)
-        held = self._held()
-        try:
-            self._strays = {key: text for key, text in self._find_strays(self._run_root).items() if key not in held}
-        except OSError as error:
-            log.warning("cannot look for runs that this worker does not know of: %s", error)
+        if self._strays is None or self._strays:  # none appear later: what is started from now on is held
+            held, found = self._held(), self._find_strays(self._run_root)
+            self._strays = {key: text for key, text in found.items() if key not in held}
         for text in self.problems:
             if text not in before:
                 log.warning("%s", text)

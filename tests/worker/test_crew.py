@@ -79,6 +79,19 @@ def test_a_slow_task_does_not_hold_up_the_others(crew: Crew) -> None:
     slow.release.release()
 
 
+def test_a_task_that_breaks_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def step(self) -> float | None:
+            raise ZeroDivisionError
+
+    crew, task = Crew(threads=1), Counting(0.0)
+    crew.add(Broken())
+    eventually(lambda: "a bug in the worker" in caplog.text)
+    crew.add(task)
+    eventually(lambda: task.count > 3)
+    crew.close(10)
+
+
 def test_a_task_is_woken_before_its_time(crew: Crew) -> None:
     task, later = Counting(1000.0), Counting(2000.0)
     crew.add(later)
