@@ -38,10 +38,9 @@ def chosen_step(run_id: str) -> int | None:
 
 
 def choose(run_id: str, step: str | None) -> None:
-    """Choose the checkpoint of a step; the one that is chosen already is let go."""
-    if step is not None and step.isdecimal():
-        before = chosen_step(run_id)
-        st.session_state[f"checkpoint-of {run_id}"] = None if int(step) == before else int(step)
+    """Choose the checkpoint of a step. Choosing it again changes nothing, however often the browser says so."""
+    if step is not None and step.isdecimal() and int(step) != chosen_step(run_id):
+        st.session_state[f"checkpoint-of {run_id}"] = int(step)
         st.rerun()
 
 
@@ -108,6 +107,11 @@ def _actions(run: RunDetail, c: Checkpoint) -> None:
         with st.popover("Delete", key="delete", disabled=bool(c.pinned) or not run.state.terminal):
             st.html(f"<p>Delete the checkpoint of step {c.step:,} for good? This can't be undone.</p>")
             st.button("Yes, delete it", type="primary", key="confirm-delete", on_click=_delete, args=(run.id, c.step))
+        st.button("Close", key="let-go", type="tertiary", on_click=_let_go, args=(run.id,))
+
+
+def _let_go(run_id: str) -> None:
+    st.session_state[f"checkpoint-of {run_id}"] = None
 
 
 def _pin(run_id: str, step: int, pinned: bool) -> None:

@@ -18,7 +18,7 @@ from dashboard.explain import why_idle
 from dashboard.panels.bulk import bulk
 from dashboard.panels.filter import Query, explain_error, query, sort_by, turn
 from dashboard.panels.first_steps import teach
-from dashboard.panels.run_table import COLUMNS, rows
+from dashboard.panels.run_table import COLUMNS, HIDE_LOG, rows
 from dashboard.wording import STATES
 from nanollama.api.errors import ApiError
 from nanollama.api.schemas import RunPage, Worker
@@ -89,12 +89,13 @@ def change(edit: Edit) -> str:
     return "Notes changed"
 
 
-def heed(reply: TableReply, shown_log: str | None) -> None:
+def heed(reply: TableReply) -> None:
     """Do what was asked for in the table."""
     if reply.opened:
         st.switch_page("views/run.py", query_params={"run": reply.opened})
     if reply.acted:
-        st.session_state["log-of"] = None if reply.acted[0] == shown_log else reply.acted[0]
+        run_id, button = reply.acted
+        st.session_state["log-of"] = None if button == HIDE_LOG else run_id
     elif reply.sort is not None:
         sort_by(reply.sort)
     elif reply.edit:
@@ -121,7 +122,7 @@ def listing(asked: Query, snap: Snapshot, at: datetime) -> None:
         sort=asked.sort,
         select=True,
     )
-    heed(reply, shown_log)
+    heed(reply)
     if asked.cursor or page.next_cursor:
         older, newer = ("Next →", "← Before") if asked.sort else ("Older →", "← Newer")
         with st.container(horizontal=True):

@@ -159,6 +159,9 @@ def test_a_chosen_checkpoint_is_marked_in_table_and_curve(client: FakeClient, vi
         marks = next(t for t in sent(page, key)["figure"]["data"] if t.get("name") == "checkpoints")
         assert marks["marker"]["color"] == ["@series", "@bg"]
     assert {"pin", "continue-250", "confirm-delete"} <= keys(page)
+    press(page, "let-go")
+    assert not any(row["marked"] for row in sent(page, "checkpoints-a1")["rows"])
+    assert "pin" not in keys(page)
 
 
 def test_a_checkpoint_is_pinned_and_unpinned(client: FakeClient, visit: Open) -> None:
