@@ -11,6 +11,7 @@ from dashboard.explain import (
     remaining_seconds,
     repeat_commands,
     summary,
+    why_idle,
     why_waiting,
 )
 from nanollama.api.schemas import RunDetail
@@ -43,6 +44,24 @@ def test_a_queued_run_says_why_it_waits(workers: list[Any], said: str) -> None:
     assert bool(advice.code) is said.startswith("No worker")
     if advice.code:
         assert f"--url {URL}" in advice.code
+
+
+@pytest.mark.parametrize(
+    ("queued", "workers", "said"),
+    [
+        (0, [], None),
+        (2, [], "2 runs wait, but no worker is alive"),
+        (1, [worker(alive=False)], "1 run waits, but no worker is alive"),
+        (1, [worker().model_copy(update={"draining": True})], "draining"),
+        (9, [worker(busy=1)], None),
+    ],
+)
+def test_a_list_says_when_nobody_takes_what_waits(queued: int, workers: list[Any], said: str | None) -> None:
+    advice = why_idle({RunState.QUEUED: queued}, workers, URL)
+    assert (advice is None) is (said is None)
+    if advice is not None and said is not None:
+        assert said in advice.text
+        assert bool(advice.code) is ("alive" in said and "draining" not in said)
 
 
 def test_a_taken_run_names_its_worker_or_the_scheduler() -> None:
