@@ -89,7 +89,8 @@ def config(run: RunDetail) -> None:
     left, right = st.columns([0.58, 0.42], gap="medium")
     with left:
         section("Config", f"resolved · hash {run.config_hash[:12]}")
-        st.code(text, language="yaml", wrap_lines=True)
+        with st.container(height=560, border=False):
+            st.code(text, language="yaml", wrap_lines=True)
     with right:
         section("To repeat this run", "the config holds everything, seeds included")
         st.code(repeat_commands(run.config, file_name), language="bash", wrap_lines=True)
