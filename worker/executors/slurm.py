@@ -40,6 +40,9 @@ BATCH_SCRIPT = "job.sh"
 ROOT_MARK = ".n2n-root"
 """File in a run root: where it is missing, the file system is away, and nothing follows from what is not there."""
 
+_LOOKS_PER_SECOND = 8.0
+"""At all attempts together: a look and what it ships take some thousandths of a second."""
+
 _TURN_SECONDS = 0.5
 """How long a submission waits for others, before its turn comes later."""
 
@@ -117,8 +120,8 @@ class SlurmExecutor:
 
     @property
     def look_seconds(self) -> float:
-        """How long to wait between two looks at an attempt that goes on."""
-        return self._look_seconds
+        """How long to wait between two looks at an attempt that goes on; the more of them, the longer."""
+        return max(self._look_seconds, self.watch.count_active() / _LOOKS_PER_SECOND)
 
     def start(self, attempt: Attempt) -> None:
         """Submit a job, unless one was, or may have been, submitted.

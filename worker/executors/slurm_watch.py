@@ -84,6 +84,7 @@ class Watch:
         self._due = threading.Event()
         self._thread: threading.Thread | None = None
         self._failures = 0
+        self._active = 0  # counted where it changes: it is asked for at every step of every attempt
         self.rounds = 0
         """How many rounds have succeeded."""
 
@@ -101,10 +102,12 @@ class Watch:
             followed = self._followed.get(marker)
             if followed is None:
                 followed = self._followed[marker] = _Followed(Sighting(job_id))
+                self._count()
                 self._poke()
             elif claimed and job_id is not None and followed.sighting.job_id != job_id:
                 followed.sighting = Sighting(job_id)  # another one than was thought: what was heard is not about it
                 followed.looked_at = None
+                self._count()
                 self._poke()
             return followed.sighting
 
@@ -112,6 +115,7 @@ class Watch:
         """Follow the jobs with a marker no more."""
         with self._lock:
             self._followed.pop(marker, None)
+            self._count()
 
     def cancel(self, marker: str, *, kill: bool = False) -> None:
         """Cancel the jobs with a marker, now or as soon as Slurm can be reached."""
@@ -126,8 +130,7 @@ class Watch:
 
     def count_active(self) -> int:
         """How many jobs are followed that have not ended, for all that is known."""
-        with self._lock:
-            return sum(f.sighting.ended_at is None and not f.sighting.gone for f in self._followed.values())
+        return self._active
 
     @property
     def silent(self) -> bool:
@@ -234,6 +237,12 @@ class Watch:
             followed = self._followed.get(marker)
             if followed is not None and followed.sighting == before:
                 followed.sighting = sighting
+                if sighting.ended_at is not None or sighting.gone:
+                    self._count()
+
+    def _count(self) -> None:
+        """To be called with the lock."""
+        self._active = sum(f.sighting.ended_at is None and not f.sighting.gone for f in self._followed.values())
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
