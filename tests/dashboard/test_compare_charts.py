@@ -7,9 +7,11 @@ import math
 from typing import Any
 
 import pytest
+import streamlit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dashboard import data
 from dashboard.charts.compare import (
     DASHES,
     HUES,
@@ -45,15 +47,16 @@ values = st.floats(-1e3, 1e3)
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> CompareClient:
-    import streamlit  # noqa: PLC0415 - only to forget what other tests have read
-
-    from dashboard import data  # noqa: PLC0415
-
     fake = CompareClient()
     monkeypatch.setattr(data, "client", lambda: fake)
+    forget()
+    return fake
+
+
+def forget() -> None:
+    """Forget what was read."""
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
-    return fake
 
 
 def made(client: CompareClient, x: Any = "step", window: Window = None) -> list[Entry]:
@@ -234,8 +237,12 @@ def test_scaling_fits_each_data_by_itself_and_marks_who_is_not_beaten(client: Co
     assert law_words(law.law).count(",") == 1
     assert scaling_laws(groups, "tokens") == []
     assert fronts(groups, "tokens")[0] == [(4_032_000.0, groups[-1].excess.value)]  # type: ignore[union-attr]
-    nothing = scaling_chart(groups, "parameters", Options())
-    assert "Not known to have logged parameters" in nothing.notes[0]
+    assert groups[1].size("parameters") == 2 * 16 * 32 + 32 + 2 * 32 * (12 * 32 + 2)  # embeddings, norm, layers
+    client.series["w16s0"].pop("flops")
+    client.stored["w16s0"].config["optim"]["lr"] = 1.0
+    forget()
+    alone = scaling_chart(grouped(made(client)), "flops", Options())
+    assert alone.notes == ["Not known to have logged floating-point operations: emb_dim 16, lr 1."]
 
 
 def test_panels_share_their_axes_and_show_the_baseline(client: CompareClient) -> None:
