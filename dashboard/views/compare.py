@@ -51,7 +51,7 @@ class Snapshot:
 def body() -> None:
     """What is drawn at every tick."""
     head = st.container()
-    left, right = st.columns([0.41, 0.59], gap="medium")
+    left, right = st.columns([0.42, 0.58], gap="medium")
     with left:
         title = st.container()
         text = _filter()
