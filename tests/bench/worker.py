@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nanollama.api.client import Client
-from nanollama.spec.rundir import RESULT, metrics_file
+from nanollama.spec.rundir import EXIT, RESULT, metrics_file
 from tests.bench.service import _resident_mb, serve_process
 from tests.bench.timing import Row
 from tests.support.examples import experiment
 from tests.support.lease_service import LeaseService, serve
 from worker.executors.processes import find_tree
 
-ROUNDS = 20
+ROUNDS, CANCELS = 20, 10
 LIVE, SECONDS = 500, 20
 UPLOADS_PER_SECOND = 50  # as the service is set up
-POLL = 0.01
+POLL = 0.03  # seconds between two looks, which take time from what is looked at
 
 
 def bench_worker() -> list[Row]:
@@ -45,7 +45,7 @@ def _latencies(folder: Path) -> list[Row]:
     ):
         _wait(lambda: any(worker.alive for worker in client.workers()))
         rounds = [_round(client, folder / "runs") for _ in range(ROUNDS)]
-        cancels = [_cancel(client, folder / "runs", stubborn=False) for _ in range(ROUNDS)]
+        cancels = [_cancel(client, folder / "runs", stubborn=False) for _ in range(CANCELS)]
         stubborn = [_cancel(client, folder / "runs", stubborn=True) for _ in range(3)]
     started, seen, ended = ([row[i] for row in rounds] for i in range(3))
     return [
@@ -94,8 +94,9 @@ def _cancel(client: Client, root: Path, *, stubborn: bool) -> float:
     (attempt,) = client.attempts(run_id)
     start = time.perf_counter()
     client.cancel(run_id)
-    _wait(lambda: not list(find_tree(attempt.id)))
+    _wait((root / run_id / "1" / EXIT).exists)  # which is written when nothing is left
     seconds = time.perf_counter() - start
+    assert not list(find_tree(attempt.id))
     _wait(lambda: client.run(run_id).state.terminal)
     return seconds
 
