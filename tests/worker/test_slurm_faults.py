@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,22 @@ def test_training_on_two_nodes_meets_and_ends(
         assert sorted(path.name for path in (attempt_dir / "logs").iterdir()) == ["rank0.log", "rank1.log"]
         (job,) = laboratory.jobs(run_id)
         assert job.word == "COMPLETED"
+
+
+def test_the_launcher_uses_the_same_functions_without_a_service(
+    slurm_cluster: SlurmCluster,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(tiny_yaml(3))
+    launcher = [sys.executable, "-m", "nanollama.launcher", "script=nanollama.apps.gssm.train", f"config={config}"]
+    keys = ["launcher.kind=slurm", f"launcher.log_dir={tmp_path / 'out'}", "grid.orchestration.utils.seed=[1, 2]"]
+    said = slurm_cluster.run(*launcher, *keys).stdout
+    assert said.strip().isdecimal()
+
+    def ended() -> bool:
+        return all(job.stage.ended for job in slurm_cluster.jobs("tiny"))
+
+    eventually(ended, within=MINUTES, what="the end of the array")
+    assert [job.word for job in slurm_cluster.jobs("tiny")] == ["COMPLETED", "COMPLETED"]
+    assert len(list((tmp_path / "out").glob("*/1/result.json"))) == 2
