@@ -117,8 +117,8 @@ def choose_source(draft: Draft) -> None:
         if chosen:
             start_from(f"{prefix}:{chosen}")
 
-    left, right = st.columns(2)
-    left.selectbox(
+    columns = st.columns(2 if runs else 1)  # a choice among no runs is none
+    columns[0].selectbox(
         "Template",
         list(templates),
         format_func=lambda key: _template_label(templates[key]),
@@ -128,12 +128,13 @@ def choose_source(draft: Draft) -> None:
         args=("pick template", "template"),
         help="A config that ships with the project replaces the text below.",
     )
-    right.selectbox(
+    if not runs:
+        return
+    columns[1].selectbox(
         "Past run",
         list(runs),
         format_func=lambda key: _run_label(runs[key]),
-        placeholder="… or from a past run" if runs else "no run yet",
-        disabled=not runs,
+        placeholder="… or from a past run",
         key="pick run",
         on_change=pick,
         args=("pick run", "run"),

@@ -81,6 +81,7 @@ def test_a_template_can_be_linked_to(client: FakeCatalogue, visit: Open) -> None
     page = visit("launch", template="sweep")
     assert written(page) == SWEEP_YAML
     assert page.selectbox(key="pick template").value == "sweep"
+    assert "pick run" not in [box.key for box in page.selectbox], "there is no past run to choose"
 
 
 @pytest.mark.parametrize("params", [{"template": "nonesuch"}, {"clone": "nonesuch"}, {"clone": HOSTILE}])
