@@ -352,7 +352,8 @@ class Job:
         self._said_unknown = self._unknown
 
     def _announce_running(self) -> None:
-        if self._record.state in (AttemptState.LEASED, AttemptState.SUBMITTED) and not self._reports:
+        told = any(report.to is AttemptState.RUNNING or report.to.terminal for report in self._reports)
+        if self._record.state in (AttemptState.LEASED, AttemptState.SUBMITTED) and not told:
             directory = self.attempt.directory
             self._intend(to=AttemptState.RUNNING, attempt_dir=str(directory), provenance=_provenance(directory))
 

@@ -417,3 +417,18 @@ def test_an_attempt_without_files_is_not_started_again(bench: Bench) -> None:
     assert states(bench, "a") == ["RUNNING", "INTERRUPTED"]
     assert bench.executor.starts == {"a": 1}
     assert "files are gone" in (attempt.ended.reason or "")
+
+
+def test_a_run_that_ends_before_its_wait_could_be_told_has_run(bench: Bench) -> None:
+    bench.service.add("a", experiment())
+    for _ in range(2):
+        bench.sync()
+    bench.executor.statuses["a"] = Status(Phase.SUBMITTED, reason="it waits")
+    bench.directory("a").mkdir(parents=True)
+    bench.service.away = True
+    bench.tick()
+    bench.executor.statuses["a"] = Status(Phase.RUNNING)
+    finish(bench, "a")
+    bench.tick()
+    bench.settle()
+    assert states(bench, "a") == ["SUBMITTED", "RUNNING", "SUCCEEDED"]
