@@ -26,6 +26,7 @@ from backend.workers.service import WorkerService
 from nanollama.api import schemas
 from nanollama.api.errors import ApiError
 from nanollama.api.status import AttemptState, RunState
+from tests.support.invariants import replay
 from tests.support.service import SPEC_YAML, ManualClock, checkpoint_line
 
 GIVEN = schemas.ExperimentCreate(yaml=SPEC_YAML)
@@ -242,40 +243,6 @@ def _plain(row: Run | Attempt) -> dict[str, Any]:
     return {
         column.key: getattr(row, column.key) for column in type(row).__table__.columns if column.key not in left_out
     }
-
-
-def replay(events: list[Event]) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, int], tuple[str, int]]]:
-    """State and newest attempt of each run, state and epoch of each attempt, from nothing but the log."""
-    runs: dict[str, dict[str, Any]] = {}
-    attempts: dict[tuple[str, int], tuple[str, int]] = {}
-    for event in events:
-        new = {"state": None, "attempt": 0, "cancel_requested": False, "unknown": False}
-        run = runs.setdefault(event.run_id, new)
-        if event.kind == "cancel_requested":
-            run["cancel_requested"] = True
-        elif event.kind == "reopened":
-            assert run["state"] in ("FAILED", "CANCELLED")
-            run["cancel_requested"] = False
-        elif event.kind in ("unknown", "found"):
-            run["unknown"] = event.kind == "unknown"
-        elif event.kind in ("adopted", "redelivered"):
-            assert event.attempt is not None
-            assert event.epoch is not None
-            state, epoch = attempts[event.run_id, event.attempt]
-            assert event.epoch == epoch + 1
-            attempts[event.run_id, event.attempt] = (state, event.epoch)
-        elif event.kind == "transition":
-            if event.attempt is not None:
-                assert event.epoch is not None
-                assert event.to_state is not None
-                before = attempts.get((event.run_id, event.attempt))
-                assert event.from_state == (None if before is None else before[0])
-                attempts[event.run_id, event.attempt] = (event.to_state, event.epoch)
-                run["unknown"] = run["unknown"] and event.to_state == "LEASED"
-                run["attempt"] = max(run["attempt"], event.attempt)
-            if event.to_state not in ("INTERRUPTED", "VOID"):
-                run["state"] = event.to_state
-    return runs, attempts
 
 
 def check(world: World, before: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -80,10 +80,15 @@ def serve_database(url: str) -> Iterator[str]:
         yield address
 
 
+def sqlite_url(folder: Path) -> str:
+    """Where the database of a folder is."""
+    return f"sqlite:///{folder / 'n2n.db'}"
+
+
 @contextlib.contextmanager
 def serve_new_sqlite(folder: Path) -> Iterator[str]:
     """Serve a new SQLite database in a folder; the URL of the service."""
-    url = f"sqlite:///{folder / 'n2n.db'}"
+    url = sqlite_url(folder)
     database = Database(url)
     migrate(database)
     database.dispose()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,19 +15,16 @@ import psutil
 import yaml
 
 from nanollama.api.client import Client
-from nanollama.api.schemas import Attempt, Run
-from nanollama.api.status import RunState
 from nanollama.cluster.slurm import JobState
-from tests.support.examples import experiment
-from tests.support.service import serve_new_sqlite
+from tests.support.service import serve_new_sqlite, sqlite_url
 from tests.support.slurm import Programs, SlurmCluster
+from tests.support.small_runs import SECONDS, SmallRuns
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120.0
 
 
-class SlurmLaboratory:
+class SlurmLaboratory(SmallRuns):
     """The parts.
 
     Args:
@@ -48,12 +44,11 @@ class SlurmLaboratory:
         program: str = "tests.support.slurm_worker",
         **options: Any,
     ) -> None:
+        super().__init__(Client(url), folder / "runs", folder / "worker.log")
         self._program = program
-        self.client = Client(url)
+        self._database_url = sqlite_url(folder)
         self.cluster = cluster
-        self.root = folder / "runs"
         self.root.mkdir()
-        self.log = folder / "worker.log"
         self.programs = Programs(folder / "bin")
         self._config = folder / "worker.yaml"
         slurm = {"poll_seconds": 1.0, "command_seconds": 3.0, "max_jobs": 8, "cpus": 1, **options}
@@ -84,58 +79,6 @@ class SlurmLaboratory:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, **fields: Any) -> str:
-        """Submit a run; its id."""
-        return self.client.submit(**{"config": experiment(), **fields}).runs[0].id
-
-    def run_dir(self, run_id: str) -> Path:
-        """The directory of a run."""
-        return self.root / run_id
-
-    def tell(self, run_id: str, what: str) -> None:
-        """Put a file into the directory of a run, which its program looks for."""
-        self.run_dir(run_id).mkdir(exist_ok=True)
-        (self.run_dir(run_id) / what).touch()
-
-    def starts(self, run_id: str) -> list[tuple[int, int, str]]:
-        """Attempt, job and node of each start of the run's program."""
-        path = self.run_dir(run_id) / "starts"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(int(attempt), int(job), node) for attempt, job, node in (line.split() for line in lines)]
-
-    def wait_for_start(self, run_id: str, attempt: int = 1) -> tuple[int, int, str]:
-        """Wait until an attempt's program has started: attempt, job and node."""
-
-        def started() -> tuple[int, int, str] | None:
-            return next((start for start in self.starts(run_id) if start[0] == attempt), None)
-
-        found = eventually(started, within=SECONDS, what=f"the start of attempt {attempt}")
-        assert found is not None
-        return found
-
-    def wait_for(self, run_id: str, *states: RunState, within: float = SECONDS) -> Run:
-        """Wait until a run is in one of the states; another end of it is an error."""
-
-        def reached() -> Run | None:
-            run = self.client.run(run_id)
-            assert run.state in states or not run.state.terminal, f"{run.state}: {run.reason}\n{self.log_tail()}"
-            return run if run.state in states else None
-
-        try:
-            run = eventually(reached, within=within, what=f"{[str(state) for state in states]}")
-        except AssertionError as error:
-            raise AssertionError(f"{error}; it is {self.client.run(run_id)!r}\n{self.log_tail()}") from None
-        assert run is not None
-        return run
-
-    def wait_for_attempt(self, run_id: str, number: int) -> None:
-        """Wait until a run has got so many attempts."""
-        eventually(lambda: self.client.run(run_id).attempt >= number, within=SECONDS, what=f"attempt {number}")
-
-    def attempts(self, run_id: str) -> list[Attempt]:
-        """The attempts of a run, in order."""
-        return sorted(self.client.attempts(run_id), key=lambda attempt: attempt.number)
-
     def jobs(self, run_id: str, attempt: int = 1) -> list[JobState]:
         """The jobs of an attempt that Slurm remembers."""
         return self.cluster.jobs(f"n2n-{run_id}-{attempt}")
@@ -149,19 +92,12 @@ class SlurmLaboratory:
 
         eventually(quiet, within=SECONDS, what="the end of every job")
 
-    def stored_steps(self, run_id: str) -> list[int]:
-        """Steps of the stored loss."""
-        series = self.client.metrics(run_id, ["loss"], max_points=100_000).series
-        return series["loss"].step if "loss" in series else []
+    def check_all(self) -> None:
+        """The runs that were submitted since the last time end, and the protocol's promises hold for them."""
+        self.check(self._database_url, self._active)
 
-    def written_steps(self, run_id: str) -> list[int]:
-        """Steps of all lines that the attempts of a run have written, in their order."""
-        files = sorted(self.run_dir(run_id).glob("[0-9]*/metrics/rank0.jsonl"), key=lambda p: int(p.parts[-3]))
-        return [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
-
-    def log_tail(self) -> str:
-        """The end of the worker's log."""
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+    def _active(self, run_id: str, attempt: int) -> list[str]:
+        return [f"{job.id} {job.word}" for job in self.jobs(run_id, attempt) if not job.stage.ended]
 
     def close(self) -> None:
         """End the worker, and the jobs that are left."""
@@ -178,5 +114,6 @@ def slurm_laboratory(folder: Path, cluster: SlurmCluster, **options: Any) -> Ite
         try:
             laboratory.start_worker()
             yield laboratory
+            laboratory.check_all()
         finally:
             laboratory.close()

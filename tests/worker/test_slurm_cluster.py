@@ -26,6 +26,13 @@ def laboratory(
         yield laboratory
 
 
+@pytest.fixture(autouse=True)
+def _promises(laboratory: SlurmLaboratory) -> Iterator[None]:
+    """After each story, what the protocol promises is checked."""
+    yield
+    laboratory.check_all()
+
+
 def test_a_run_succeeds_with_all_that_it_has_written(laboratory: SlurmLaboratory) -> None:
     run_id = laboratory.submit()
     _, job_id, node = laboratory.wait_for_start(run_id)
