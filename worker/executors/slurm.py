@@ -40,7 +40,7 @@ BATCH_SCRIPT = "job.sh"
 ROOT_MARK = ".n2n-root"
 """File in a run root: where it is missing, the file system is away, and nothing follows from what is not there."""
 
-_LOOKS_PER_SECOND = 8.0
+_LOOKS_PER_SECOND = 6.0
 """At all attempts together: a look and what it ships take some thousandths of a second."""
 
 _TURN_SECONDS = 0.5
@@ -108,6 +108,7 @@ class SlurmExecutor:
         self._turn = threading.Lock()  # one submission at a time
         self._not_before = 0.0  # when Slurm may be asked again to take a job
         self._not_now = ""  # why it would not
+        self._submissions: dict[str, Submission] = {}  # by marker, as written; once there is a number it stays
         self._told: set[str] = set()  # markers of jobs that were told from here to end: nobody need be asked why
         mark = run_root / ROOT_MARK
         if not mark.exists():
@@ -195,6 +196,7 @@ class SlurmExecutor:
     def release(self, attempt: Attempt) -> None:
         """Follow the job no more."""
         self._told.discard(marker_of(attempt))
+        self._submissions.pop(marker_of(attempt), None)
         self.watch.forget(marker_of(attempt))
 
     # -- submitting --------------------------------------------------------------------------------------------------
@@ -299,15 +301,23 @@ class SlurmExecutor:
         return _Evidence(read_claim(directory), self._read_submission(attempt), exit_, clean)
 
     def _read_submission(self, attempt: Attempt) -> Submission | None:
+        marker = marker_of(attempt)
+        known = self._submissions.get(marker)
+        if known is not None:
+            return known
         try:
-            return Submission.model_validate_json((attempt.directory / SUBMISSION).read_bytes())
+            found = Submission.model_validate_json((attempt.directory / SUBMISSION).read_bytes())
         except FileNotFoundError:
             return None
+        if found.job_id is not None:
+            self._submissions[marker] = found
+        return found
 
     def _remember_number(self, attempt: Attempt, submission: Submission | None, sighting: Sighting) -> None:
         """Keep the number of a job that was found by its marker."""
         if submission is not None and sighting.state is not None and submission.job_id != sighting.job_id:
             log.info("%s: it is Slurm's job %s", submission.marker, sighting.job_id)
+            self._submissions.pop(submission.marker, None)
             _write(attempt.directory, submission.model_copy(update={"job_id": sighting.job_id}))
 
     def _settled(self, sighting: Sighting) -> bool:
