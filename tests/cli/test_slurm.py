@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from nanollama.cli import app
 from nanollama.commands.slurm import render_job
 from nanollama.spec.base import SpecError
 from tests.support.examples import experiment
@@ -51,9 +50,11 @@ def test_a_grid_is_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         render_job([given, "grid.launcher={slurm: {time: [5, 6]}}"])
 
 
-def test_the_command_prints_it_and_names_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_prints_it_and_names_what_is_wrong(
+    n2n: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = write(tmp_path / "c.yaml", log_dir=str(tmp_path)).removeprefix("config=")
-    done = CliRunner().invoke(app, ["slurm", "render", given])
-    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "#!/bin/bash")
-    failed = CliRunner().invoke(app, ["slurm", "render", given, "optim.stepz=1"])
-    assert isinstance(failed.exception, SpecError)
+    assert n2n("slurm", "render", given) == 0
+    assert capsys.readouterr().out.startswith("#!/bin/bash")
+    assert n2n("slurm", "render", given, "optim.stepz=1") == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
