@@ -9,17 +9,11 @@ from typing import Annotated
 
 import typer
 
+from nanollama.commands.groups import new_app
+from nanollama.commands.options import HOME, DatabaseUrl, Home
 from nanollama.stack import home_database
 
-HOME = Path(".n2n")
-
-app = typer.Typer(no_args_is_help=True, help="The service's database.")
-
-Home = Annotated[Path, typer.Option("--home", envvar="N2N_HOME", help="Where the database is kept.")]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option("--database-url", envvar="N2N_DATABASE_URL", help="SQLite under the home when absent."),
-]
+app = new_app("db", "The service's database.")
 
 
 @app.command()

@@ -14,19 +14,20 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import httpx
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from nanollama import __version__
 from nanollama.api.client import DEFAULT_URL, Client, server_url
 from nanollama.api.errors import ApiError, Forbidden, Unauthorized, Unavailable
+from nanollama.commands.groups import new_app
+from nanollama.commands.options import HOME, AsJson, DatabaseUrl, Home, TokenFile, Url, read_token
+from nanollama.commands.output import out, plain, print_json, say
 from nanollama.stack import API_PORT, HOST, PAGE_PORT, home_database
 
-HOME = Path(".n2n")
 PROJECT = "nodes-to-narratives"
 EXTRAS = {"train": "trains", "server": "serves the API", "worker": "executes runs", "dashboard": "serves the page"}
 SCARCE_BYTES, LITTLE_BYTES = 1 << 30, 10 << 30  # of disk: too little to store anything, enough for a few checkpoints
@@ -54,14 +55,16 @@ class Finding:
     remedy: str | None = None
 
 
+app = new_app()
+
+
+@app.command()
 def doctor(
-    url: Annotated[str, typer.Option("--url", help="The service; $N2N_URL when absent.", default_factory=server_url)],
-    home: Annotated[Path, typer.Option("--home", envvar="N2N_HOME", help="Where database and runs are kept.")] = HOME,
-    database_url: Annotated[
-        str | None,
-        typer.Option("--database-url", envvar="N2N_DATABASE_URL", help="SQLite under the home when absent."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    url: Url = None,
+    token_file: TokenFile = None,
+    home: Home = HOME,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look at this machine, the database and the service; exit code 1 when something is bad."""
     checks: list[Callable[[], Iterator[Finding]]] = [
@@ -70,26 +73,26 @@ def doctor(
         lambda: check_disk(home),
         lambda: check_database(database_url or home_database(home), made_by_up=database_url is None),
         lambda: check_ports(API_PORT, PAGE_PORT),
-        lambda: check_service(url),
+        lambda: check_service(url or server_url(), read_token(token_file)),
         check_slurm,
     ]
     findings: list[Finding] = []
-    out = Console()
     for check in checks:
         for finding in check():
             findings.append(finding)
             if not as_json:
-                _show(out, finding)
+                _show(finding)
     if as_json:
-        out.print_json(json.dumps([asdict(finding) for finding in findings]))
+        print_json([asdict(finding) for finding in findings])
     raise typer.Exit(int(any(finding.state == "bad" for finding in findings)))
 
 
-def _show(out: Console, finding: Finding) -> None:
-    state = f"[{_COLOURS[finding.state]}]{finding.state:4}[/]"
-    out.print(f"{state} {finding.name:10} {escape(finding.message)}", soft_wrap=True)
+def _show(finding: Finding) -> None:
+    line = Text(f"{finding.state:4}", style=_COLOURS[finding.state])
+    line.append(f" {finding.name:10} {plain(finding.message)}", style="default")
+    out.print(line, soft_wrap=True)
     if finding.remedy is not None:
-        out.print(f"{'':15} {escape(finding.remedy)}", soft_wrap=True, style="dim")
+        say(f"{'':15} {finding.remedy}", style="dim")
 
 
 # -- this machine ------------------------------------------------------------------------------------------------------
@@ -210,9 +213,9 @@ def check_ports(api_port: int, page_port: int) -> Iterator[Finding]:
             yield Finding(f"port {port}", "warn", f"something else listens there, where the {name} would be", remedy)
 
 
-def check_service(url: str) -> Iterator[Finding]:
+def check_service(url: str, token: str | None = None) -> Iterator[Finding]:
     """Whether the service answers, is ready, of our version, on our time, and lets our token in."""
-    with Client(url, timeout=10, retries=0) as client:
+    with Client(url, token=token, timeout=10, retries=0) as client:
         try:
             health, theirs = client.health(), client.server_time()
         except ApiError as error:
@@ -231,7 +234,7 @@ def check_service(url: str) -> Iterator[Finding]:
         ntp = "let both machines take their time from NTP" if late else None
         yield Finding("clock", "warn" if late else "ok", f"{skew:.0f} s apart from the service's", ntp)
         yield _ready(client)
-        yield _token(client)
+        yield _token(client, given=bool(token or os.environ.get("N2N_TOKEN")))
 
 
 def _ready(client: Client) -> Finding:
@@ -242,8 +245,7 @@ def _ready(client: Client) -> Finding:
     return Finding("ready", "ok", "the service's database answers and has its schema")
 
 
-def _token(client: Client) -> Finding:
-    given = bool(os.environ.get("N2N_TOKEN"))
+def _token(client: Client, *, given: bool) -> Finding:
     try:
         alive = sum(worker.alive for worker in client.workers())
     except Unauthorized as error:

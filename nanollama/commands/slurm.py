@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from nanollama.cluster.slurm import Job, batch_script, sbatch_arguments
+from nanollama.commands.groups import new_app
 from nanollama.monitor.attempt import run_directory
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.experiment import APPS, ExperimentSpec
@@ -19,12 +20,7 @@ from nanollama.spec.load import read_document
 
 SCRIPT = "job.sh"
 
-app = typer.Typer(no_args_is_help=True, help="Jobs of Slurm.")
-
-
-@app.callback()
-def slurm() -> None:
-    """Jobs of Slurm."""
+app = new_app("slurm", "Jobs of Slurm.")
 
 
 @app.command(context_settings={"allow_extra_args": True})

@@ -9,18 +9,11 @@ from typing import Annotated
 
 import typer
 
+from nanollama.commands.groups import new_app
+from nanollama.commands.options import HOME, AsJson, DatabaseUrl, Home
 from nanollama.stack import home_database
 
-HOME = Path(".n2n")
-
-app = typer.Typer(no_args_is_help=True, help="Access tokens, for a service that asks for them (`--tokens`).")
-
-Home = Annotated[Path, typer.Option("--home", envvar="N2N_HOME", help="Where the database is kept.")]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option("--database-url", envvar="N2N_DATABASE_URL", help="SQLite under the home when absent."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+app = new_app("token", "Access tokens, for a service that asks for them (`--tokens`).")
 
 
 @app.command()

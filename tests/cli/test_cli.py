@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from nanollama import cli
 from nanollama.api.client import Client
 from nanollama.api.errors import Unavailable
 from nanollama.api.schemas import Held, SyncRequest, TransitionRequest, WorkerRegistration
 from nanollama.api.status import AttemptState, RunState
+from nanollama.commands.following import Patience
+from tests.cli.conftest import N2n
 from tests.support.examples import experiment
 from tests.support.ports import free_ports
-from tests.support.service import serve_new_sqlite
-
-N2n = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_new_sqlite(tmp_path_factory.mktemp("cli")) as address:
-        yield address
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text("# what?\n" + yaml.safe_dump(experiment() | {"orchestration": {"name": "tiny [red]"}}))
-    return path
-
-
-@pytest.fixture
-def n2n(url: str, monkeypatch: pytest.MonkeyPatch) -> N2n:
-    monkeypatch.setenv("N2N_URL", url)
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["n2n", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        assert isinstance(code, int) or code is None
-        return code or 0
-
-    return call
+def n2n(n2n_there: N2n) -> N2n:
+    return n2n_there
 
 
 def submitted(n2n: N2n, config: Path, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -149,9 +122,10 @@ def test_a_grid_is_submitted_whole(n2n: N2n, url: str, config: Path, capsys: pyt
     assert n2n("submit", config, "grid.optim.lr=[1e-3, 1e-2]", "grid.orchestration.utils.seed=range(0, 15)") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["lr=0.001,seed=0", "lr=0.001,seed=1"]
-    assert lines[-1].startswith("and 10 more in experiment e")
+    assert lines[-2] == "and 10 more"
+    assert lines[-1].startswith("experiment e")
+    assert lines[-1].endswith(": 30 runs")
     assert number_of_runs(url) == before + 30
-    assert n2n("submit", config, "grid.optim.lr=[1e-3, 1e-2]", "--watch") == 2
     assert n2n("submit", config, "grid.model.emb_dim=[16, 15]") == 2
     assert "emb_dim=15" in capsys.readouterr().err
     assert number_of_runs(url) == before + 30
@@ -170,7 +144,7 @@ def test_an_address_that_is_none_is_bad_input(n2n: N2n, capsys: pytest.CaptureFi
 
 
 def test_whoever_follows_waits_for_a_service_that_is_away(capsys: pytest.CaptureFixture[str]) -> None:
-    patience = cli.Patience()
+    patience = Patience()
 
     def away() -> str:
         raise Unavailable("no answer")

@@ -1,33 +1,17 @@
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 
-from nanollama import cli
 from nanollama.spec.drawing import draw_graph
 from nanollama.spec.gssm import GSSMSpec
 from tests.support.examples import experiment
 
 GRAPH = experiment()["data"]["gssm"]
 PICTURE = draw_graph(GSSMSpec.model_validate(GRAPH))
-
-
-@pytest.fixture
-def n2n(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["n2n", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        assert isinstance(code, int) or code is None
-        return code or 0
-
-    return call
 
 
 def written(folder: Path, content: object) -> Path:

@@ -1,30 +1,15 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from nanollama import cli
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import expand
 from nanollama.spec.load import read_document
 from tests.support.examples import experiment
-
-
-@pytest.fixture
-def n2n(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["n2n", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        code = ended.value.code
-        assert isinstance(code, int) or code is None
-        return code or 0
-
-    return call
 
 
 @pytest.fixture
