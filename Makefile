@@ -35,7 +35,7 @@ demo: $(VENV)/.app ## Start everything, train the debug config and show it besid
 up: $(VENV)/.app ## Start the API, one local worker and the page
 	@$(BIN)/n2n up $(ARGS)
 
-services: ## Install what the tests talk to: PostgreSQL and Chromium
+services: ## Install what the tests talk to: PostgreSQL, Chromium and Slurm
 	@scripts/test_services.sh
 
 lint: $(VENV)/.dev ## Check format, style, types and who imports whom
