@@ -19,7 +19,7 @@ from nanollama.api.schemas import Held, TransitionRequest
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import PROVENANCE, STOP_REQUESTED, Provenance
 from worker.allow import Allowed
-from worker.executors.base import Attempt, Busy, Executor, Forbidder, Phase, Refused, Status
+from worker.executors.base import NO_ROOM, Attempt, Busy, Executor, Forbidder, Phase, Refused, Status
 from worker.journal import Journal, Record
 from worker.outcome import Ending, Outcome, judge
 from worker.pace import Backoff, Pace
@@ -234,7 +234,7 @@ class Job:
             self._untouched, self._stuck_since = False, None
 
     def _bear(self, error: OSError) -> None:
-        """Nothing has been started, and its directory cannot be used: hope for a while, then give up.
+        """Nothing has been started, and its directory cannot be used: hope for a while, or for room, then give up.
 
         Raises:
             OSError: the error, as long as there is hope.
@@ -242,7 +242,8 @@ class Job:
         now = self._clock()
         if self._stuck_since is None:
             self._stuck_since = now
-        if now - self._stuck_since < _PATIENCE_SECONDS:
+        full = error.errno in NO_ROOM and self._record.ending is None  # the run is in order, and there will be room
+        if full or now - self._stuck_since < _PATIENCE_SECONDS:
             raise error
         directory = self.attempt.directory
         outcome = Outcome(

@@ -62,21 +62,7 @@ def judge(directory: Path, status: Status, ending: Ending | None) -> Outcome:
         return _ended_by_us(ending) or Outcome(status.verdict, status.reason)
     assert status.phase is Phase.ENDED
     assert status.exit is not None
-    code = stopped.exit_code if stopped is not None else _shell_code(status.exit)
-    if status.exit.exit_code == 0 and stopped is None:
-        return _judge_success(directory, ending)
-    ours = _ended_by_us(ending, code)
-    if ours is not None:
-        return ours
-    said = stopped.message if stopped is not None else None
-    if code == EXIT_INTERRUPTED:
-        step = f" after step {stopped.step}" if stopped is not None else ""
-        return Outcome(AttemptState.INTERRUPTED, said or f"stopped on request{step}", code)
-    if code == EXIT_BAD_INPUT:
-        return Outcome(AttemptState.FAILED, _join("bad input", said or log_reason(directory)), code)
-    if status.exit.terminated:
-        return Outcome(AttemptState.INTERRUPTED, "ended from outside (SIGTERM), perhaps by a shutdown", code)
-    return Outcome(AttemptState.FAILED, _why_failed(directory, status.exit), code)
+    return _judge_end(directory, status.exit, stopped, ending)
 
 
 def log_reason(directory: Path) -> str | None:
@@ -90,6 +76,28 @@ def log_reason(directory: Path) -> str | None:
                 return _shorten(primary[-1].removeprefix("error: "))
     last = [line for line in _tail(directory / STDOUT).splitlines() if line.strip()]
     return _shorten(last[-1]) if last else None
+
+
+def _judge_end(directory: Path, record: Exit, stopped: Stopped | None, ending: Ending | None) -> Outcome:
+    """What became of an attempt that has left an account of its end."""
+    code = stopped.exit_code if stopped is not None else _shell_code(record)
+    if record.exit_code == 0 and stopped is None:
+        return _judge_success(directory, ending)
+    ours = _ended_by_us(ending, code)
+    if ours is not None:
+        return ours
+    said = stopped.message if stopped is not None else None
+    if code == EXIT_INTERRUPTED:
+        step = f" after step {stopped.step}" if stopped is not None else ""
+        return Outcome(AttemptState.INTERRUPTED, said or f"stopped on request{step}", code)
+    if code == EXIT_BAD_INPUT:
+        return Outcome(AttemptState.FAILED, _join("bad input", said or log_reason(directory)), code)
+    if record.disk_full:
+        reason = f"the disk of {directory} was full; the next attempt goes on from the newest checkpoint"
+        return Outcome(AttemptState.INTERRUPTED, reason, code)
+    if record.terminated:
+        return Outcome(AttemptState.INTERRUPTED, "ended from outside (SIGTERM), perhaps by a shutdown", code)
+    return Outcome(AttemptState.FAILED, _why_failed(directory, record), code)
 
 
 def _judge_success(directory: Path, ending: Ending | None) -> Outcome:

@@ -205,6 +205,9 @@ class Exit(_Record):
         description="processes of its control group, or without one of the machine, that the kernel ended meanwhile "
         "for lack of memory; None where it does not count them",
     )
+    disk_full: bool = Field(
+        default=False, description="at the end there was no room: less than 1 MB, or this record could not be written"
+    )
 
 
 def checkpoint_name(step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -432,3 +433,20 @@ def test_a_run_that_ends_before_its_wait_could_be_told_has_run(bench: Bench) -> 
     bench.tick()
     bench.settle()
     assert states(bench, "a") == ["SUBMITTED", "RUNNING", "SUCCEEDED"]
+
+
+def test_a_run_without_room_waits_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_attempt: Attempt) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    bench.service.add("a", experiment())
+    for _ in range(2):
+        bench.sync()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.executor, "start", full)
+        for _ in range(30):
+            with pytest.raises(OSError, match="No space left"):
+                bench.tick()
+    bench.tick()
+    bench.tick()
+    assert states(bench, "a") == ["RUNNING"]

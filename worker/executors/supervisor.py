@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import math
 import os
 import select
 import signal
@@ -22,12 +23,19 @@ from pathlib import Path
 from types import FrameType
 
 from nanollama.spec.rundir import EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, Proc, write_atomic
+from worker.executors.base import NO_ROOM
 from worker.executors.claim import Claim, take_claim
 from worker.executors.processes import MARK, find_tree, kill_tree
 from worker.machine import count_oom_kills
 
 _PR_SET_CHILD_SUBREAPER = 36
 _EXIT_NOT_STARTED = 127
+
+FULL_BYTES = 10**6
+"""Room below which a run that fails has probably failed for the lack of it."""
+
+ROOM_SECONDS = 2.0
+"""Between two tries to write how a run has ended, where there is no room."""
 
 
 class Supervisor:
@@ -42,6 +50,7 @@ class Supervisor:
         self._grace = grace
         self._command = list(command)
         self._terminated = False
+        self._disk_full = False
         self._process: subprocess.Popen[bytes] | None = None  # kept: a forgotten one reaps its child when collected
         self._child: int | None = None
         self._status: int | None = None  # wait status of the child
@@ -76,7 +85,12 @@ class Supervisor:
         assert claim.start_time is not None
         assert claim.boot_id is not None
         proc = Proc(pid=claim.pid, start_time=claim.start_time, boot_id=claim.boot_id, pgid=self._child)
-        write_atomic(self._directory / PROC, proc.model_dump_json().encode())
+        try:
+            write_atomic(self._directory / PROC, proc.model_dump_json().encode())
+        except OSError as error:
+            print(f"error: cannot write {PROC}: {error.strerror}; the run is ended", file=sys.stderr)
+            self._disk_full = True
+            self._kill_everything()
         code = os.waitstatus_to_exitcode(self._wait())
         terminated = self._terminated
         self._kill_everything()
@@ -141,7 +155,31 @@ class Supervisor:
         self._terminated = True
 
     def _write_exit(self, record: Exit) -> None:
-        write_atomic(self._directory / EXIT, record.model_dump_json().encode())
+        """Leave the account of the end, however long it takes until there is room for it: without it nobody knows."""
+        full = self._disk_full or _room(self._directory) < FULL_BYTES
+        pauses = itertools.chain([0.1, 0.5, 1.0], itertools.repeat(ROOM_SECONDS))
+        while True:
+            try:
+                text = record.model_copy(update={"disk_full": full}).model_dump_json()
+                write_atomic(self._directory / EXIT, text.encode())
+            except FileNotFoundError:
+                raise  # the directory has been removed: nobody wants to know
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                full = True
+                time.sleep(next(pauses))
+            else:
+                return
+
+
+def _room(directory: Path) -> float:
+    """Bytes that are left to this user where a directory is; as much as anybody wants where that cannot be told."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return math.inf
+    return status.f_bavail * status.f_frsize
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
