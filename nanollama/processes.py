@@ -43,7 +43,8 @@ class Runner:
 
     def run(self, job: Job) -> int:
         """Run the job's ranks until they end; returns the exit code, or EXIT_INTERRUPTED when it was not started."""
-        ranks = [f"--nproc-per-node={job.nproc_per_node}", "-m", job.module, *job.arguments]
+        # standalone: a port of its own, or the runs of a grid that train at the same time would meet on the default one
+        ranks = ["--standalone", f"--nproc-per-node={job.nproc_per_node}", "-m", job.module, *job.arguments]
         command = [job.python, "-m", "nanollama.cluster.torchrun", *ranks]
         with self._lock:
             if self.stopping:

@@ -184,8 +184,9 @@ def test_each_run_has_the_ranks_that_the_grid_gives_it(
 ) -> None:
     write_program(python, 'echo "$@"')
     assert main([*arguments(tmp_path), "grid={cluster.nproc_per_node: [1, 2]}"]) == 0
-    ranks = [line.split()[2] for line in capfd.readouterr().out.splitlines()]
-    assert ranks == ["--nproc-per-node=1", "--nproc-per-node=2"]
+    options = [line.split()[2:4] for line in capfd.readouterr().out.splitlines()]
+    # each with a port of its own: those that train at the same time must not meet
+    assert options == [["--standalone", "--nproc-per-node=1"], ["--standalone", "--nproc-per-node=2"]]
 
 
 def test_data_of_several_graphs_is_a_grid_too(tmp_path: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
