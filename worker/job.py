@@ -17,9 +17,10 @@ from nanollama.api.client import Client
 from nanollama.api.errors import ApiError, Conflict, NotFound, StaleEpoch, Unauthorized, Unavailable
 from nanollama.api.schemas import Held, TransitionRequest
 from nanollama.api.status import AttemptState
+from nanollama.spec.files import NO_ROOM
 from nanollama.spec.rundir import PROVENANCE, STOP_REQUESTED, Provenance
 from worker.allow import Allowed
-from worker.executors.base import NO_ROOM, Attempt, Busy, Executor, Forbidder, Phase, Refused, Status
+from worker.executors.base import Attempt, Busy, Executor, Forbidder, Phase, Refused, Status
 from worker.journal import Journal, Record
 from worker.outcome import Ending, Outcome, judge
 from worker.pace import Backoff, Pace

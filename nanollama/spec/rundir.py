@@ -28,12 +28,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from nanollama.spec import files
+
+write_atomic = files.write_atomic
+sync_directory = files.sync_directory
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -48,18 +51,18 @@ LOGS = "logs"
 PROFILE = "profile"
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
-STDOUT = "stdout.log"
+STDOUT = files.STDOUT
 RESULT = "result.json"
 STOPPED = "stopped.json"
 STOP_REQUESTED = "stop_requested"
-START_CLAIM = "start.claim"
-PROC = "proc.json"
-EXIT = "exit.json"
+START_CLAIM = files.START_CLAIM
+PROC = files.PROC
+EXIT = files.EXIT
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
-EXIT_CLAIM_LOST = 77
+EXIT_CLAIM_LOST = files.EXIT_CLAIM_LOST
 
 RESERVED_METRIC_KEYS = ("seq", "step", "tokens", "time")
 
@@ -245,32 +248,3 @@ def encode_line(record: dict[str, Any]) -> bytes:
     """One JSON object as one line, without NaN literals."""
     clean = {k: encode_number(v) if isinstance(v, float) else v for k, v in record.items()}
     return json.dumps(clean, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, others see nothing, the old content, or all of the new.
-
-    Raises:
-        OSError: the file cannot be written; nothing is left behind.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would hide it from a worker of another user
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable: a rename survives a power cut only after this."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -191,7 +192,7 @@ def test_another_executor_finds_the_run_by_its_files(attempt: Attempt, running: 
 
 def test_a_claim_of_another_boot_has_vanished(attempt: Attempt) -> None:
     attempt.directory.mkdir(parents=True)
-    claim = Claim.of_this_process().model_copy(update={"boot_id": "another"})
+    claim = Claim.of_this_process()._replace(boot_id="another")
     assert take_claim(attempt.directory, claim)
     status = LocalExecutor().look(attempt)
     assert status.phase is Phase.VANISHED
@@ -202,7 +203,7 @@ def test_a_reused_pid_is_not_taken_for_the_supervisor(attempt: Attempt) -> None:
     attempt.directory.mkdir(parents=True)
     claim = Claim.of_this_process()
     assert claim.start_time is not None
-    take_claim(attempt.directory, claim.model_copy(update={"start_time": claim.start_time - 1}))
+    take_claim(attempt.directory, claim._replace(start_time=claim.start_time - 1))
     executor = LocalExecutor()
     assert executor.look(attempt).phase is Phase.VANISHED
     executor.stop(attempt)  # would end this test
@@ -231,14 +232,38 @@ def test_a_supervisor_that_dies_before_the_claim(
     attempt: Attempt, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(attempt.directory / "shadow"))
-    shadow = attempt.directory / "shadow" / "psutil"
+    shadow = attempt.directory / "shadow"
     shadow.mkdir(parents=True)
-    (shadow / "__init__.py").write_text("raise ImportError('broken')")
+    (shadow / "ctypes.py").write_text("raise ImportError('broken')")
     executor = running("print('never')")
     executor.start(attempt)
     wait_for(executor, attempt, Phase.FAILED_TO_START)
     assert "ImportError: broken" in output(attempt)
     assert executor.forbid(attempt, "void")
+
+
+def test_a_supervisor_imports_what_starts_at_once_and_nothing_else() -> None:
+    program = "import sys, worker.executors.supervisor; print(*sys.modules)"
+    listed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    loaded = {name.partition(".")[0] for name in listed}
+    assert loaded.isdisjoint({"pydantic", "psutil", "yaml", "httpx", "tempfile", "dataclasses"})
+
+
+def test_the_records_that_a_supervisor_writes_are_whole(attempt: Attempt, running: Running) -> None:
+    """They are written by hand, and a reader passes over keys that it does not know."""
+    executor = running("print('over')")
+    executor.start(attempt)
+    wait_for(executor, attempt, Phase.ENDED)
+    for name, model in (("proc.json", Proc), ("exit.json", Exit)):
+        assert json.loads((attempt.directory / name).read_text()).keys() == model.model_fields.keys()
+
+
+def test_a_claim_that_is_none_is_an_error_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "start.claim").write_text('{"holder": "root"}')
+    with pytest.raises(ValueError, match=r"start\.claim is no claim: "):
+        read_claim(tmp_path)
+    (tmp_path / "start.claim").write_text('{"holder": "job", "pid": 3, "colour": "a key of a later version"}')
+    assert read_claim(tmp_path) == Claim("job", pid=3)
 
 
 def test_only_registered_apps_are_run(attempt: Attempt) -> None:

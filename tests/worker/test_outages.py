@@ -132,7 +132,7 @@ def test_a_restarted_machine_interrupts_its_runs(make_bench: MakeBench) -> None:
     attempt = bench.service.add("a", experiment())
     attempt.state, attempt.worker = AttemptState.RUNNING, None
     bench.directory("a").mkdir(parents=True)
-    claim = Claim.of_this_process().model_copy(update={"boot_id": "another"})
+    claim = Claim.of_this_process()._replace(boot_id="another")
     assert take_claim(bench.directory("a"), claim)
     bench.service.give_to("a", None)
     bench.settle()

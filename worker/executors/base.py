@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,9 +15,6 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 ExecutorKind = Literal["local", "slurm", "fake"]
 Forbidder = Literal["cancel", "void"]
-
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Numbers of the errors that pass when somebody makes room."""
 
 
 class Refused(Exception):

@@ -1,22 +1,21 @@
-"""start.claim: the right to start an attempt, which exactly one of all contenders can take."""
+"""start.claim: the right to start an attempt, which exactly one of all contenders can take.
+
+With the standard library alone, as what starts a run waits for every import.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from nanollama.spec.rundir import START_CLAIM, sync_directory
+from nanollama.spec.files import START_CLAIM, sync_directory, write_beside
 from worker.executors.processes import boot_id, start_time
 
 
-class Claim(BaseModel):
+class Claim(NamedTuple):
     """Who took it: the job, named by its supervisor's process and Slurm's number, or one who forbade the start."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     holder: Literal["job", "cancel", "void"]
     pid: int | None = None
@@ -32,26 +31,30 @@ class Claim(BaseModel):
 
 def take_claim(directory: Path, claim: Claim) -> bool:
     """Take the claim of an attempt directory; False when somebody has it. A claim is never seen half-written."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{START_CLAIM}.", dir=directory)
+    path = directory / START_CLAIM
+    temporary = write_beside(path, json.dumps(claim._asdict()).encode())
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(claim.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # as the other files: mkstemp's 0600 would hide it from other users
-        try:
-            os.link(temporary, directory / START_CLAIM)
-        except FileExistsError:
-            return False
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
     finally:
-        Path(temporary).unlink()
+        temporary.unlink()
     sync_directory(directory)
     return True
 
 
 def read_claim(directory: Path) -> Claim | None:
-    """The claim of an attempt directory, or None."""
+    """The claim of an attempt directory, or None.
+
+    Raises:
+        ValueError: it is no claim; nobody but an executor writes there.
+    """
+    path = directory / START_CLAIM
     try:
-        return Claim.model_validate_json((directory / START_CLAIM).read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
+    found: dict[str, Any] = json.loads(text)
+    if not isinstance(found, dict) or found.get("holder") not in ("job", "cancel", "void"):
+        raise ValueError(f"{path} is no claim: {text[:200]!r}")
+    return Claim(**{key: value for key, value in found.items() if key in Claim._fields})

@@ -8,13 +8,14 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 MARK = "N2N_ATTEMPT"
 """Environment variable that every process of an attempt inherits; its value is the attempt's id."""
 
-_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 _START_TIME_FIELD = 21  # of /proc/<pid>/stat, from 0; see proc(5)
 
 
@@ -46,6 +47,8 @@ def find_tree(attempt_id: str, root: int | None = None) -> Iterator[psutil.Proce
     Marked ones are told as they are found, so that they can be ended before they fork; then, as long as new processes
     have appeared meanwhile, these are looked at too. The calling process and `root` are left out.
     """
+    import psutil  # noqa: PLC0415 - a run does not wait for it to start
+
     parents: dict[int, int] = {}
     found: set[int] = set()
     while new := set(psutil.pids()) - parents.keys():
@@ -53,7 +56,7 @@ def find_tree(attempt_id: str, root: int | None = None) -> Iterator[psutil.Proce
             parents[pid] = 0
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
-                if pid in (os.getpid(), root) or process.status() in _DEAD:
+                if pid in (os.getpid(), root) or process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
                     continue
                 parents[pid] = process.ppid()
                 if process.environ().get(MARK) == attempt_id:
@@ -78,6 +81,8 @@ def kill_tree(find: Callable[[], Iterable[psutil.Process]], reap: Callable[[], i
         find: the processes to end.
         reap: called after each round where the caller has children; returns how many had ended.
     """
+    import psutil  # noqa: PLC0415 - as above
+
     quiet = rounds = 0
     while quiet < 2:
         killed = 0

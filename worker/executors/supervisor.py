@@ -4,6 +4,9 @@
 runs the command in a session and process group of its own, and writes proc.json and at the end, when nothing of the
 attempt is left, exit.json. On SIGTERM it passes the signal on to the command's group and kills after GRACE seconds
 whatever is still there. It ends with 77, having run nothing, when the claim is taken.
+
+A run waits for all that is imported here, so until it has started that is the standard library. The records are those
+of nanollama.spec.rundir, written by hand.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import json
 import math
 import os
 import select
@@ -21,9 +25,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from nanollama.spec.rundir import EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, Proc, write_atomic
-from worker.executors.base import NO_ROOM
+from nanollama.spec.files import EXIT, EXIT_CLAIM_LOST, NO_ROOM, PROC, STDOUT, write_atomic
 from worker.executors.claim import Claim, take_claim
 from worker.executors.processes import MARK, find_tree, kill_tree
 from worker.machine import count_oom_kills
@@ -71,33 +75,29 @@ class Supervisor:
         # orphans of the attempt become children of this process and are found, whatever session they made
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         if self._terminated:
-            self._write_exit(Exit(signal=signal.SIGTERM, exit_code=None, time=time.time(), terminated=True))
+            self._write_exit(exit_code=None, signal=int(signal.SIGTERM), terminated=True)
             return 0
         killed_before = count_oom_kills()
         try:
             self._process = self._spawn()
         except OSError as error:
             print(f"error: cannot start {self._command[0]}: {error.strerror}", file=sys.stderr)
-            self._write_exit(Exit(exit_code=_EXIT_NOT_STARTED, time=time.time()))
+            self._write_exit(exit_code=_EXIT_NOT_STARTED)
             return 0
         self._child = self._process.pid
-        assert claim.pid is not None
-        assert claim.start_time is not None
-        assert claim.boot_id is not None
-        proc = Proc(pid=claim.pid, start_time=claim.start_time, boot_id=claim.boot_id, pgid=self._child)
         try:
-            write_atomic(self._directory / PROC, proc.model_dump_json().encode())
+            self._write_proc(claim, self._child)
         except OSError as error:
             print(f"error: cannot write {PROC}: {error.strerror}; the run is ended", file=sys.stderr)
-            self._disk_full = True
+            self._disk_full = error.errno in NO_ROOM
             self._kill_everything()
         code = os.waitstatus_to_exitcode(self._wait())
         terminated = self._terminated
         self._kill_everything()
-        ended = {"exit_code": code} if code >= 0 else {"exit_code": None, "signal": -code}
         killed = count_oom_kills()
         oom_kills = None if killed is None or killed_before is None else max(0, killed - killed_before)
-        self._write_exit(Exit(**ended, time=time.time(), terminated=terminated, oom_kills=oom_kills))
+        ended = {"exit_code": code, "signal": None} if code >= 0 else {"exit_code": None, "signal": -code}
+        self._write_exit(**ended, terminated=terminated, oom_kills=oom_kills)
         return 0
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -154,14 +154,19 @@ class Supervisor:
     def _note_termination(self, _number: int, _frame: FrameType | None) -> None:
         self._terminated = True
 
-    def _write_exit(self, record: Exit) -> None:
-        """Leave the account of the end, however long it takes until there is room for it: without it nobody knows."""
+    def _write_proc(self, claim: Claim, group: int) -> None:
+        """Leave a record of type Proc."""
+        proc = {"pid": claim.pid, "start_time": claim.start_time, "boot_id": claim.boot_id, "pgid": group}
+        write_atomic(self._directory / PROC, json.dumps(proc).encode())
+
+    def _write_exit(self, **ended: Any) -> None:
+        """Leave a record of type Exit, however long it takes until there is room for it: without it nobody knows."""
+        ended["time"] = time.time()
         full = self._disk_full or _room(self._directory) < FULL_BYTES
         pauses = itertools.chain([0.1, 0.5, 1.0], itertools.repeat(ROOM_SECONDS))
         while True:
             try:
-                text = record.model_copy(update={"disk_full": full}).model_dump_json()
-                write_atomic(self._directory / EXIT, text.encode())
+                write_atomic(self._directory / EXIT, json.dumps(ended | {"disk_full": full}).encode())
             except FileNotFoundError:
                 raise  # the directory has been removed: nobody wants to know
             except OSError as error:
