@@ -19,9 +19,7 @@ app = new_app()
 @served
 def export_archive(
     client: Client,
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Id of a run.", autocompletion=complete_run)
-    ] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Id of a run.", autocompletion=complete_run)] = None,
     experiment: Annotated[
         str | None, typer.Option("--experiment", help="An experiment with all its runs instead.")
     ] = None,

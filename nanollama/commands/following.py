@@ -32,9 +32,7 @@ app = new_app()
 @served
 def watch(
     client: Client,
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Id of a run.", autocompletion=complete_run)
-    ] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Id of a run.", autocompletion=complete_run)] = None,
     experiment: Annotated[str | None, typer.Option("--experiment", help="All runs of this experiment instead.")] = None,
     as_json: AsJson = False,
 ) -> None:

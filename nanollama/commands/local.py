@@ -71,7 +71,8 @@ def demo(
                 config = next(t.yaml for t in client.templates() if t.name == "debug")
                 run = client.submit(yaml=config, tags=["demo"]).runs[0]
                 page = f"{stack.page_url}/run?run={run.id}"
-                say(f"run {run.id} is queued; watch it on\n{page}".replace("\n", " "))
+                say(f"run {run.id} is queued; watch it on")
+                say(page)
                 say("before the first step of a new machine the engine is compiled, which takes 10 to 20 seconds")
                 final = follow_run(client, run.id, stopped=stopped, console=out, stack=stack)
                 if final is not None:
@@ -91,7 +92,7 @@ def demo(
 def open_page(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Id of a run; the list of runs when absent.", autocompletion=complete_run),
+        typer.Argument(metavar="RUN", help="Id of a run; the list of runs when absent.", autocompletion=complete_run),
     ] = None,
     page_url: Annotated[
         str, typer.Option("--page-url", envvar="N2N_PAGE_URL", help="Where the page is served.")

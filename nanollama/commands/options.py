@@ -58,7 +58,7 @@ RunId = Annotated[
 ]
 RunIds = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RUN]...", help="Ids of runs, as `n2n runs` shows them.", autocompletion=complete_run),
+    typer.Argument(metavar="RUN", help="Ids of runs, as `n2n runs` shows them.", autocompletion=complete_run),
 ]
 ExperimentId = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="Id of an experiment, as `n2n experiments` shows it.")

@@ -56,8 +56,8 @@ def resume(client: Client, as_json: AsJson = False) -> None:
 @served
 def priority(
     client: Client,
+    to: Annotated[int, typer.Option("--to", min=-100, max=100, help="The new priority; higher runs first.")],
     run: RunIds = None,
-    to: Annotated[int, typer.Option("--to", min=-100, max=100, help="Higher runs first.")] = 0,
     filter: Filter = None,  # noqa: A002 - the option's name
     experiment: OfExperiment = None,
     yes: Yes = False,

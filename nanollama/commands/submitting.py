@@ -13,7 +13,7 @@ from nanollama.api import schemas
 from nanollama.api.client import Client
 from nanollama.commands.following import watch_experiment, watch_run
 from nanollama.commands.groups import new_app
-from nanollama.commands.options import OVERRIDES, AsJson, RunId, served, words
+from nanollama.commands.options import OVERRIDES, AsJson, complete_run, served, words
 from nanollama.commands.output import print_json, print_notes, say
 from nanollama.spec.base import parse
 from nanollama.spec.experiment import ExperimentSpec
@@ -106,7 +106,12 @@ def submit(
 def clone(
     client: Client,
     context: typer.Context,
-    run: RunId,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN [key.sub=value …]", help="Id of a run, and overrides.", autocompletion=complete_run
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the new experiment; the run's when absent.")] = None,
     tag: Annotated[
         list[str] | None, typer.Option("--tag", help="In the place of the run's tags; may be repeated.")

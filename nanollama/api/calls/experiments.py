@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import Any
 
 from nanollama.api import schemas
 from nanollama.api.calls.transport import SWEEP_SECONDS, Transport, parse_reply, segment
-from nanollama.api.errors import InvalidRequest
+from nanollama.api.errors import InvalidRequest, Unavailable
 from nanollama.spec.base import SpecError, parse
+
+AWAY_SECONDS = 600.0
+"""How long the service may be away while somebody waits for runs."""
 
 
 class ExperimentCalls(Transport):
@@ -76,6 +80,32 @@ class ExperimentCalls(Transport):
     def experiment(self, experiment_id: str) -> schemas.ExperimentDetail:
         """One experiment with what was submitted and its first runs; `runs(experiment=…)` pages all."""
         return self._get(f"/experiments/{segment(experiment_id)}", schemas.ExperimentDetail)
+
+    def wait(self, experiment_id: str, *, timeout: float | None = None, poll: float = 1.0) -> schemas.Experiment:
+        """The experiment once all its runs have ended, well or not: see its `counts`.
+
+        Args:
+            experiment_id: which one.
+            timeout: seconds after which to give up; never when absent.
+            poll: seconds between two looks.
+
+        Raises:
+            TimeoutError: runs have not ended by then.
+            Unavailable: the service has been away for ten minutes.
+        """
+        start = seen = time.monotonic()
+        while True:
+            try:
+                found = self.experiment(experiment_id)
+                seen = time.monotonic()
+                if sum(count for state, count in found.counts.items() if state.terminal) == found.num_runs:
+                    return found
+            except Unavailable:
+                if time.monotonic() - seen > AWAY_SECONDS:
+                    raise
+            if timeout is not None and time.monotonic() - start >= timeout:
+                raise TimeoutError(f"runs of {experiment_id} have not ended after {timeout:g} s")
+            time.sleep(poll)
 
     def change_experiment(self, experiment_id: str, patch: schemas.ExperimentPatch) -> schemas.Experiment:
         """Change name, tags or notes of an experiment."""
