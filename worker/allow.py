@@ -11,7 +11,7 @@ from pydantic import Field
 from nanollama.spec.base import Spec
 from worker.executors.base import Attempt, Refused
 
-_PATH_KEYS = ("path", "log_dir")
+_PATH_KEYS = ("path", "log_dir", "start_from")
 
 
 class AllowSpec(Spec):
@@ -47,9 +47,11 @@ class Allowed:
         if self._roots is None:
             return
         for key, text in _paths(attempt.config):
-            # resolved: neither .. nor a link leads out
-            place = Path(text).resolve()
-            if not any(place.is_relative_to(root) for root in self._roots):
+            # resolved: neither .. nor a link leads out. A job starts in another folder than this, so what a .. at the
+            # beginning means there is not known here
+            place = Path(text)
+            leads_up = not place.is_absolute() and ".." in place.parts
+            if leads_up or not any(place.resolve().is_relative_to(root) for root in self._roots):
                 listed = ", ".join(map(str, self._roots)) or "none"
                 raise Refused(f"{key}: '{text}' is not below one of the worker's allow.roots: {listed}")
 
@@ -62,5 +64,9 @@ def _paths(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(config, list):
         for i, value in enumerate(config):
             yield from _paths(value, f"{key}.{i}")
-    elif isinstance(config, str) and (key.rpartition(".")[2] in _PATH_KEYS or config.startswith(("/", "~", "../"))):
+    elif isinstance(config, str) and (key.rpartition(".")[2] in _PATH_KEYS or _looks_like_path(config)):
         yield key, config
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith(("/", "~")) or ".." in text.split("/")

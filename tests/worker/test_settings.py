@@ -153,6 +153,23 @@ def test_paths_below_the_roots_are_allowed(place: str, tmp_path: Path) -> None:
     read(BOTH + "allow: {roots: [sets]}\n").allowed.check(attempt(data={"path": str(tmp_path / place)}))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"orchestration": {"checkpoint": {"start_from": "elsewhere/other/checkpoints/3"}}},
+        {"orchestration": {"checkpoint": {"start_from": "sets/../../x"}}},
+        {"anything": {"else": "sets/../../x"}},
+        {"data": {"path": "sets/../sets/a.h5"}},
+    ],
+)
+def test_relative_paths_are_looked_at_too_and_none_may_lead_up(config: dict[str, object], tmp_path: Path) -> None:
+    """A job of Slurm starts in a folder that is not the worker's: there a .. leads elsewhere than here."""
+    (tmp_path / "sets").mkdir()
+    allowed = read(BOTH + "allow: {roots: [~/sets]}\n").allowed
+    with pytest.raises(Refused, match=r"is not below one of the worker's allow\.roots: "):
+        allowed.check(attempt(**config))
+
+
 @pytest.mark.parametrize("place", ["/etc/passwd", "sets/../secret", "sets/link/secret", "~/secret", "setsandmore/a"])
 def test_paths_that_lead_elsewhere_are_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "sets").mkdir()
