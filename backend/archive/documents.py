@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat
 
 from backend.columns import BIGINT_MAX
 from nanollama.api.schemas import MAX_TAGS, ByPosition, Label, Resources
@@ -35,8 +36,11 @@ def _resources(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _latest(value: dict[str, Any]) -> dict[str, Any]:
-    for number in value.values():
-        decode_number(number)
+    try:
+        for number in value.values():
+            decode_number(number)
+    except OverflowError:
+        raise ValueError("holds a number that is larger than any float") from None
     return value
 
 
@@ -50,6 +54,15 @@ def _by_position(value: dict[str, Any]) -> dict[str, Any]:
     ByPosition.model_validate(value)
     return value
 
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("lies outside of the years that a calendar has") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 # as they are stored, checked by what shows them
 ResourcesData = Annotated[dict[str, Any], AfterValidator(_resources)]
@@ -73,7 +86,7 @@ class Header(BaseModel):
     version: int
     kind: Literal["run", "experiment"] = "run"
     id: str = Field(default="", max_length=32)
-    created_at: AwareDatetime
+    created_at: Moment
     made_by: str = Field(default="", max_length=64, description="version of the service that has written it")
 
 
@@ -106,7 +119,7 @@ class ExperimentDocument(Document):
     name: Name
     notes: Notes
     tags: list[Tag] = Field(max_length=MAX_TAGS)
-    created_at: AwareDatetime
+    created_at: Moment
     priority: Priority
     resources: ResourcesData
     source: SourceData | None
@@ -127,9 +140,9 @@ class AttemptDocument(Document):
     exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None
     attempt_dir: str | None
     provenance: dict[str, Any] | None
-    created_at: AwareDatetime
-    started_at: AwareDatetime | None
-    finished_at: AwareDatetime | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
     streams: dict[str, Big] = Field(description="length by name, of what was sent; the file may hold less")
 
 
@@ -138,7 +151,7 @@ class EventDocument(Document):
 
     attempt: Small | None
     kind: Annotated[str, Field(max_length=32)]
-    at: AwareDatetime
+    at: Moment
     from_state: Annotated[str, Field(max_length=16)] | None
     to_state: Annotated[str, Field(max_length=16)] | None
     epoch: Small | None
@@ -154,7 +167,7 @@ class CheckpointDocument(Document):
     path: str
     size_bytes: Big
     digest: Annotated[str, Field(max_length=128)]
-    created_at: AwareDatetime
+    created_at: Moment
     removed: bool
     pinned: bool | None
 
@@ -164,8 +177,8 @@ class EvaluationDocument(Document):
 
     step: Big
     attempt: Small
-    at: AwareDatetime
-    values: dict[str, float | None]
+    at: Moment
+    values: dict[str, FiniteFloat | None]
     by_position: Curves | None
 
 
@@ -191,16 +204,16 @@ class RunDocument(Document):
     state: RunState
     reason: str | None
     cancel_requested: bool
-    unknown_since: AwareDatetime | None
+    unknown_since: Moment | None
     attempt: Small
-    created_at: AwareDatetime
-    started_at: AwareDatetime | None
-    finished_at: AwareDatetime | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
     total_steps: Big
     step: Big
     tokens: Big
     latest: LatestData
-    progress_at: AwareDatetime | None
+    progress_at: Moment | None
     result: dict[str, Any] | None
     attempts: list[AttemptDocument]
     events: list[EventDocument]

@@ -17,6 +17,7 @@ from backend.archive.importing import Importer
 from backend.archive.reading import read_contents
 from backend.checkpoints.files import pieces
 from backend.deps import Context, ContextDep, ExperimentId, RunId, error_responses
+from backend.queue.sync import extend_leases
 from nanollama.api.schemas import ImportReply
 
 router = APIRouter()
@@ -96,4 +97,7 @@ def _import(context: Context, file: IO[bytes]) -> ImportReply:
     contents = read_contents(file, settings.max_import_bytes, settings.max_stream_bytes)
     with context.database.write() as session:
         importer = Importer(session, context.clock(), settings.max_stream_bytes)
-        return importer.store(contents, file, settings.max_import_bytes)
+        reply = importer.store(contents, file, settings.max_import_bytes)
+        if context.database.sqlite:  # it has one writer: no worker could renew its leases meanwhile
+            extend_leases(session, context.clock(), settings)
+    return reply

@@ -114,7 +114,8 @@ def _read_member(contents: Contents, member: Member, max_stream_bytes: int) -> N
         if match is None:
             raise refusal(f"the archive holds {member.name}, which belongs to no run or experiment")
         check_name(match.group(3))
-        if member.size > max_stream_bytes:
+        # metric lines beyond the cap are kept as columns, and exported as lines again
+        if metrics_rank(match.group(3)) is None and member.size > max_stream_bytes:
             raise refusal(f"{member.name} has {member.size:,} bytes; a stream has at most {max_stream_bytes:,}")
 
 
@@ -155,7 +156,7 @@ def _check_run(contents: Contents, run: RunDocument) -> None:
     if hash_data(run.config) != run.config_hash:
         raise wrong("config_hash is not that of the config")
     numbers = [attempt.number for attempt in run.attempts]
-    if not numbers or numbers != list(range(1, run.attempt + 1)):
+    if not numbers or len(numbers) != run.attempt or numbers != list(range(1, len(numbers) + 1)):
         raise wrong(f"its attempts are {numbers[:10]}, and the newest is said to be {run.attempt}")
     if any(not attempt.state.terminal for attempt in run.attempts[:-1]):
         raise wrong("an attempt that was followed by another has not ended")

@@ -112,7 +112,9 @@ class ArchiveRepository:
 
     def reuse(self, rows: Sequence[dict[str, Any]]) -> None:
         """Let runs that are there stand for runs of experiments, unless they do so already."""
-        known = set(self._session.scalars(select(Run.id).where(Run.id.in_({row["run_id"] for row in rows}))))
-        for row in rows:
-            if row["run_id"] in known:
-                self._session.execute(upsert(self._session, ReusedRun).values(**row).on_conflict_do_nothing())
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            known = set(self._session.scalars(select(Run.id).where(Run.id.in_({row["run_id"] for row in some}))))
+            there = [row for row in some if row["run_id"] in known]
+            if there:
+                self._session.execute(upsert(self._session, ReusedRun).values(there).on_conflict_do_nothing())

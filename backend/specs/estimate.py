@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -136,13 +137,20 @@ class Estimator:
     def _past_runs(self) -> list[Past]:
         found = []
         for config, result in self._runs.finished_trainings(PAST_RUNS):
-            shape = self._shape(config)
-            tokens, seconds = _positive(result.get("tokens")), _positive(result.get("seconds"))
-            if shape is None or tokens is None or seconds is None:
-                continue
-            cost = _cost(config, shape)
-            found.append(Past(_kind(config), cost.parameters, tokens * cost.flops_per_token / seconds))
+            # configs of other versions, perhaps from an archive, and results, which workers write, have any shape
+            with suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration):
+                past = self._past_run(config, result)
+                found += [] if past is None else [past]
         return found
+
+    def _past_run(self, config: Mapping[str, Any], result: Mapping[str, Any]) -> Past | None:
+        shape = self._shape(config)
+        tokens, seconds = _positive(result.get("tokens")), _positive(result.get("seconds"))
+        if shape is None or tokens is None or seconds is None:
+            return None
+        cost = _cost(config, shape)
+        speed = _positive(tokens * cost.flops_per_token / seconds)
+        return None if speed is None else Past(_kind(config), cost.parameters, speed)
 
 
 def _positive(value: Any) -> float | None:

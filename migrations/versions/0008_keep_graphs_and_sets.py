@@ -88,7 +88,7 @@ def _fill(gssms: sa.Table, datasets: sa.Table) -> None:
             elif isinstance(data.get("path"), str):
                 name = path_hash(data["path"])
                 connection.execute(sa.update(runs).where(runs.c.id == row.id).values(dataset_hash=name))
-                files.setdefault(name, {"path": data["path"], "seen_at": row.created_at})
+                files.setdefault(name, {"path": data["path"][:4096], "seen_at": row.created_at})
     rows = [
         {"id": name, "path_hash": name, "pool": None, "content": {}, "present": None, **values}
         for name, values in files.items()

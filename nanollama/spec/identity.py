@@ -36,8 +36,12 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def start(config: Mapping[str, Any]) -> str | None:
     """What a run starts from instead of fresh weights: the digest of a checkpoint, or its path where none is given."""
-    checkpoint = config.get("orchestration", {}).get("checkpoint", {})
-    found: str | None = checkpoint.get("start_digest") or checkpoint.get(START)
+    section: Any = config
+    for key in ("orchestration", "checkpoint"):
+        section = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        return None  # of another version
+    found: str | None = section.get("start_digest") or section.get(START)
     return found
 
 
