@@ -38,7 +38,7 @@ while :; do
   code=$?
   [ -n "$signalled" ] || break
 done
-exit "$code"
+{ending}
 """
 
 EXIT_NOT_SHARED = 78
@@ -62,6 +62,7 @@ class Harness:
         python_path: directory from which the interpreter takes the library.
         shared_file: file that the job must be able to read, on a file system that is shared with it, and
         token: what stands in that file.
+        sweep: program and arguments that end what a wrapper which was killed has left.
     """
 
     wrapper: tuple[str, ...]
@@ -69,6 +70,7 @@ class Harness:
     python_path: Path
     shared_file: Path
     token: str
+    sweep: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def batch_script(spec: SlurmSpec, job: Job) -> str:
         stop_requested=STOP_REQUESTED,
         preparation="\n".join(_preparation(spec, job)),
         command=f"{_starter(spec, job)} {_join(['-m', job.module])} {words}",
+        ending="\n".join(_ending(job)),
     )
 
 
@@ -176,6 +179,12 @@ def _preparation(spec: SlurmSpec, job: Job) -> list[str]:
         lines.append(f"export PYTHONPATH={_quote(str(job.harness.python_path))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines.append(f"export OMP_NUM_THREADS={max(1, _cpus_per_node(spec, job) // job.nproc_per_node)}")
     return lines + list(_RENDEZVOUS if spec.nodes > 1 else ())
+
+
+def _ending(job: Job) -> list[str]:
+    """Lines after the command."""
+    sweep = [f'[ "$code" -lt 128 ] || {_join(job.harness.sweep)}'] if job.harness is not None else []
+    return [*sweep, 'exit "$code"']
 
 
 def _starter(spec: SlurmSpec, job: Job) -> str:

@@ -105,16 +105,23 @@ def test_the_harness_of_a_worker_gets_hostile_words_as_data(
     code = here / f"c{folder}".replace("/", "_")[:60]
     shared = here / f"s{folder}".replace("/", "_")[:60]
     shared.write_text(f"first\n{token}\n")
-    harness = Harness((str(supervisor), attempt), ("marked=yes", "export MARKED=$marked"), code, shared, token)
+    setup, sweep = ("marked=yes", "export MARKED=$marked"), (str(echo_program(here, "sweep")), attempt)
+    harness = Harness((str(supervisor), attempt), setup, code, shared, token, sweep)
     given_job = job(here, harness=harness, torchrun=False, python="py", cpus_per_node=6, nproc_per_node=4)
     script = batch_script(SlurmSpec(), given_job)
     ran = run_script(script, here, PYTHONPATH="/before")
     assert (ran.returncode, ran.stderr) == (0, "")
     said = [attempt, "py", "-m", "nanollama.apps.gssm.train", f"config={here}/1/config.yaml", f"attempt_dir={here}/1"]
     assert json.loads(ran.stdout) == said
-    assert {path.name for path in here.iterdir()} == {"supervisor", shared.name}
+    assert {path.name for path in here.iterdir()} == {"supervisor", "sweep", shared.name}
     supervisor.write_text('#!/bin/sh\nprintf "%s|%s|%s" "$PYTHONPATH" "$MARKED" "$OMP_NUM_THREADS"\n')
-    assert run_script(script, here, PYTHONPATH="/before").stdout == f"{code}:/before|yes|1"
+    printed = f"{code}:/before|yes|1".replace("\r\n", "\n").replace("\r", "\n")  # as text is read from a pipe
+    assert run_script(script, here, PYTHONPATH="/before").stdout == printed
+    for end, swept in (("exit 3", []), ("kill -KILL $$", [attempt])):
+        supervisor.write_text(f"#!/bin/sh\n{end}\n")
+        ran = run_script(script, here)
+        assert ran.returncode == (137 if swept else 3)
+        assert json.loads(ran.stdout or "[]") == swept
     shared.write_text("another token\n" if token not in "another token" else "")
     refused = run_script(script, here)
     assert (refused.returncode, refused.stdout) == (EXIT_NOT_SHARED, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from nanollama.spec.rundir import EXIT, METRICS, RESULT, Exit
 from tests.support.small_training import STARTS, TWICE
 from tests.support.waiting import eventually
 from worker.executors.claim import Claim, read_claim
-from worker.executors.devices import find_supervised
 from worker.executors.processes import MARK
 from worker.shipping import find_streams
+
+SUPERVISORS = ("worker.executors.supervisor", "worker.executors.slurm_job")
 
 Executing = Callable[[str, int], list[str]]
 """What a scheduler still executes of an attempt, by run and number."""
@@ -76,7 +77,7 @@ def check_invariants(
         broken += _check_metrics(run, evidence, client)
     assert not broken, "\n".join(broken)
     ours = {attempt.id for attempt in history.attempts}
-    eventually(lambda: not any(s.attempt_id in ours for s in find_supervised()), what="the end of every supervisor")
+    eventually(lambda: not find_supervisors(ours), what="the end of every supervisor")
 
 
 class _History:
@@ -127,6 +128,19 @@ def find_marked() -> dict[str, list[str]]:
                 found.setdefault(mark, []).append(f"process {process.pid} {' '.join(process.cmdline())[:200]}")
         except (psutil.Error, OSError):
             continue
+    return found
+
+
+def find_supervisors(attempt_ids: Collection[str]) -> list[psutil.Process]:
+    """Live supervisors of attempts, those in jobs of Slurm on this machine too."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except (psutil.Error, OSError):
+            continue
+        if any(module in words[:4] for module in SUPERVISORS) and any(word in attempt_ids for word in words):
+            found.append(process)
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from nanollama.api.status import AttemptState, RunState
 from nanollama.spec.rundir import RESULT
+from tests.support.invariants import find_supervisors
 from tests.support.slurm import SlurmCluster, slurm_cluster  # noqa: F401 - a fixture
 from tests.support.slurm_laboratory import SlurmLaboratory, slurm_laboratory
 from tests.support.waiting import eventually
@@ -122,6 +123,18 @@ def test_a_crash_of_the_node_opens_the_next_attempt_with_the_same_code(laborator
     steps = [json.loads(line)["step"] for line in _lines(laboratory.run_dir(run_id) / "2")]
     assert steps[0] == laboratory.client.checkpoints(run_id)[0].step + 1
     assert [start[0] for start in laboratory.starts(run_id)] == [1, 2]
+
+
+def test_a_run_whose_supervisor_is_killed_on_the_node_ends_with_it(laboratory: SlurmLaboratory) -> None:
+    run_id = laboratory.submit()
+    laboratory.wait_for_start(run_id)
+    laboratory.wait_for(run_id, RunState.RUNNING)
+    (attempt,) = laboratory.attempts(run_id)
+    (supervisor,) = find_supervisors([attempt.id])
+    supervisor.kill()
+    run = laboratory.wait_for(run_id, RunState.FAILED)
+    assert run.reason is not None
+    assert "FAILED, NonZeroExitCode" in run.reason
 
 
 def test_preemption_by_a_higher_partition_opens_the_next_attempt(laboratory: SlurmLaboratory) -> None:

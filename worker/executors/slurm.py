@@ -286,6 +286,7 @@ class SlurmExecutor:
                 python_path=code,
                 shared_file=attempt.directory / SUBMISSION,
                 token=submission.token,
+                sweep=(sys.executable, "-m", "worker.executors.sweep", attempt.id),
             ),
         )
 

@@ -7,7 +7,9 @@ claim is taken or the job has run before, and else with the code of the command.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from nanollama.spec.provenance import find_provenance
 from nanollama.spec.rundir import EXIT, EXIT_CLAIM_LOST, PROVENANCE, Exit, Provenance, write_atomic
 from worker.executors.claim import Claim, read_claim
 from worker.executors.supervisor import Supervisor
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -26,7 +30,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0"):
         print(f"error: job {job_id} was requeued; an attempt runs once, so it ends", file=sys.stderr)
         return EXIT_CLAIM_LOST
-    claim = Claim.of_this_process().model_copy(update={"slurm_job_id": int(job_id)})
+    end_with_parent()
+    claim = Claim.of_this_process()._replace(slurm_job_id=int(job_id))
     supervisor = Supervisor(attempt_id, directory, float(grace), command, claim)
     if read_claim(directory) is None:
         _tell_where(directory)
@@ -35,6 +40,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return code
     record = Exit.model_validate_json((directory / EXIT).read_bytes())
     return 128 + record.signal if record.signal is not None else record.exit_code or 0
+
+
+def end_with_parent() -> None:
+    """Get a SIGTERM when the job's script is killed: Slurm may know of this process through it alone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _tell_where(directory: Path) -> None:
