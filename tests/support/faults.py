@@ -127,6 +127,11 @@ class FaultWorld(SmallRuns):
         written = self.written_steps(run_id)
         return written[-1] if written else 0
 
+    def lines_written(self, run_id: str) -> int:
+        """Lines of metrics that the attempts of a run have written."""
+        files = self.run_dir(run_id).glob("[0-9]*/metrics/rank0.jsonl")
+        return sum(file.read_bytes().count(b"\n") for file in files)
+
     def wait_for_steps(self, run_id: str, more: int = 1) -> None:
         """Until so many steps more are stored than now."""
         goal = len(self.stored_steps(run_id)) + more
@@ -156,6 +161,14 @@ class FaultWorld(SmallRuns):
                             process.kill()
         self.kill_server()
         self.client.close()
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """Whether it is a rank of a training itself, not the torchrun or the supervisor above it."""
+    try:
+        return process.cmdline()[1:4] == ["-u", "-m", "nanollama.apps.gssm.train"]
+    except psutil.Error:
+        return False
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from nanollama.api.status import AttemptState, RunState
 from nanollama.spec.rundir import EXIT, START_CLAIM
 from tests.support.examples import tiny_yaml
-from tests.support.faults import FaultWorld, fault_world
+from tests.support.faults import FaultWorld, fault_world, is_rank
 from tests.support.postgres import start_or_skip
 from tests.support.waiting import eventually
 
@@ -28,11 +28,6 @@ def succeed(world: FaultWorld, run_id: str, *, attempt: int = 1) -> None:
 
 def passed(world: FaultWorld, run_id: str) -> list[str | None]:
     return [event.to_state for event in world.client.events(run_id) if event.kind == "transition"]
-
-
-def is_rank(process: psutil.Process) -> bool:
-    """Whether it is a rank itself, not the torchrun above it."""
-    return process.cmdline()[1:4] == ["-u", "-m", "nanollama.apps.gssm.train"]
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------
