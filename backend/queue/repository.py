@@ -208,6 +208,11 @@ class AttemptRepository:
         )
         return self._session.scalar(query) is not None
 
+    def count_held(self, worker_id: str) -> int:
+        """Number of attempts that a worker holds."""
+        query = select(func.count()).where(Attempt.worker_id == worker_id, Attempt.state.in_(ACTIVE))
+        return self._session.scalar(query) or 0
+
     def count_active(self) -> int:
         """Number of attempts that are leased."""
         return self._session.scalar(select(func.count()).select_from(Attempt).where(Attempt.state.in_(ACTIVE))) or 0

@@ -85,7 +85,9 @@ class SyncService:
         self._commands.report(worker, request.done)
         commands = [] if request.draining else self._commands.pending(worker)
         reply = self._reply(leases=leases, lost=lost, cancel=cancels, commands=commands, drain=worker.drain_requested)
-        return Synced(reply, news=bool(leases or lost or untold or commands), serial=worker.syncs)
+        # a worker of an older version passes over commands: answered at once, it would ask again and again
+        told = bool(commands) and (serial is not None or bool(request.done))
+        return Synced(reply, news=bool(leases or lost or untold or told), serial=worker.syncs)
 
     def has_news(self, worker_id: str, request: schemas.SyncRequest, serial: int) -> bool:
         """Whether another look would find something for a sync that waits. Changes and locks nothing."""
@@ -96,6 +98,8 @@ class SyncService:
             return False
         if self._commands.any_pending(worker):
             return True
+        if self._attempts.count_held(worker_id) < len(request.held):
+            return True  # one has ended or is lost: there is room for another, which a new request asks for
         if worker.drain_requested:
             return False
         if self._attempts.any_adoptable(worker, self._now):

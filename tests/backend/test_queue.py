@@ -152,6 +152,22 @@ def test_a_newer_sync_ends_an_older_one_that_waits(caller: Caller, context: Cont
     assert caller.claim("w")["epoch"] == 1
 
 
+def test_a_sync_of_a_busy_worker_ends_when_a_run_of_it_does(caller: Caller, context: Context) -> None:
+    """So that the next run is asked for at once: until then the poll may well have no room for one."""
+    first = caller.start()
+    caller.submit()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(caller.sync, "w", first, slots=0, wait_seconds=30)
+        _until_waiting(context.notifier)
+        assert caller.report(first, "RUNNING").is_success
+        _until_waiting(context.notifier)
+        assert not waiting.done()
+        caller.end(first, "SUCCEEDED")
+        reply = waiting.result(20)
+    assert (reply["lost"], reply["leases"]) == ([first["attempt_id"]], [])
+    assert caller.claim("w")["number"] == 1
+
+
 def test_shutdown_does_not_wait_for_polls(database_url: str, clock: ManualClock) -> None:
     app = create_app(Settings(database_url=database_url), clock=clock)
     with ThreadPoolExecutor(1) as pool:
