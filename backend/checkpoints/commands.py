@@ -79,7 +79,7 @@ class CheckpointCommands:
 
     def report(self, worker: Worker, reports: Sequence[schemas.CommandDone]) -> None:
         """Take what a worker says of commands, as often as it says it; of other pools' checkpoints it is ignored."""
-        for report in reports:
+        for report in sorted(reports, key=lambda one: (one.run_id, one.step)):  # in one order, as they are locked
             row = self._checkpoints.lock_of_pool(report.run_id, report.step, worker.pool)
             if row is None:
                 continue

@@ -15,6 +15,7 @@ from sqlalchemy import update
 
 from backend.checkpoints.files import Archive, find_files
 from backend.deps import Context
+from backend.queue.sync import Synced, SyncService
 from backend.tables import Checkpoint
 from nanollama.api import schemas
 from nanollama.api.client import Client
@@ -271,6 +272,23 @@ def test_a_command_wakes_a_worker_that_waits(far: World) -> None:
         eventually(lambda: far.context.notifier.waiting > 0, what="the long poll")
         far.client.pin_checkpoint(far.run_id, 5)
         assert [command["kind"] for command in waiting.result(20)] == ["pin"]
+
+
+def test_a_worker_that_passes_over_commands_does_not_ask_without_a_pause(far: World) -> None:
+    """One of an older version: its poll is answered at the second look, not at the first."""
+    far.client.pin_checkpoint(far.run_id, 5)
+    held = schemas.Held(attempt_id=far.lease["attempt_id"], epoch=far.lease["epoch"])
+    request = schemas.SyncRequest(held=[held], free_slots=0, wait_seconds=30)
+
+    def look(asked: schemas.SyncRequest, serial: int | None = None) -> Synced:
+        with far.context.database.write() as session:
+            return SyncService(session, far.context.clock(), far.context.settings).sync("w", asked, serial)
+
+    first = look(request)
+    assert (len(first.reply.commands), first.news) == (1, False)
+    assert look(request, first.serial).news
+    done = schemas.CommandDone(**(first.reply.commands[0].model_dump() | {"id": "c0"}))
+    assert look(request.model_copy(update={"done": [done]})).news  # it knows them, and may want the next ones
 
 
 def test_a_worker_is_given_a_few_at_a_time(far: World) -> None:
