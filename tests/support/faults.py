@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import psutil
 from nanollama.api.client import Client
 from nanollama.api.errors import Unavailable
 from nanollama.spec.rundir import START_CLAIM
+from tests.support.invariants import Executing, nothing
 from tests.support.ports import free_ports
 from tests.support.proxy import Proxy
 from tests.support.service import sqlite_url
@@ -84,12 +85,20 @@ class FaultWorld(SmallRuns):
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
-    def start_worker(self, name: str = "a", *options: str, program: str = "tests.support.fault_worker") -> None:
+    def start_worker(
+        self,
+        name: str = "a",
+        *options: str,
+        program: str = "tests.support.fault_worker",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a worker, for the first time or again; workers differ in name and home and are of one pool."""
         command = [sys.executable, "-m", program, "--url", self.proxy.url, "--run-root", str(self.root), "--name", name]
         home = ["--home", str(self.folder / f"home-{name}"), "--grace", "1", "--slots", "4", "--pool", "pool"]
         with open(self.log, "ab") as log:
-            self.workers[name] = subprocess.Popen([*command, *home, *options], cwd=ROOT, stdout=log, stderr=log)
+            self.workers[name] = subprocess.Popen(
+                [*command, *home, *options], cwd=ROOT, stdout=log, stderr=log, env=environment
+            )
 
     def kill_worker(self, name: str = "a") -> None:
         """SIGKILL; what it has started goes on."""
@@ -137,7 +146,7 @@ class FaultWorld(SmallRuns):
         goal = len(self.stored_steps(run_id)) + more
         eventually(lambda: len(self.stored_steps(run_id)) >= goal, within=120, what=f"{goal} steps")
 
-    def settle(self) -> None:
+    def settle(self, executing: Executing = nothing) -> None:
         """Undo what was done to service, clock and network, and check the promises for what was submitted."""
         self.proxy.set("pass")
         self.proxy.lose_some(lambda: False)
@@ -145,7 +154,7 @@ class FaultWorld(SmallRuns):
             self.start_server()
         for worker in self.workers.values():
             worker.send_signal(signal.SIGCONT)
-        self.check(self.database_url)
+        self.check(self.database_url, executing)
         self.step_clock(0.0)
 
     def close(self) -> None:

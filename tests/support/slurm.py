@@ -20,7 +20,8 @@ PROGRAMS = ("sbatch", "squeue", "scancel", "sacct", "scontrol")
 
 _WRAPPER = """\
 #!/bin/bash
-# Notes the call, then does what the mode says: real, fail, empty, hang, late (the real thing, and then no answer).
+# Notes the call, then does what the mode says: real, fail, refuse, empty, hang, late (the real thing, and then no
+# answer), slow (the real thing, once the mode is another).
 here={folder}
 echo "$(date +%s.%N) $*" >> "$here/{name}.calls"
 case "$(cat "$here/{name}.mode" 2>/dev/null)" in
@@ -28,6 +29,7 @@ case "$(cat "$here/{name}.mode" 2>/dev/null)" in
   empty) exit 0 ;;
   refuse) echo "{name}: error: Batch job submission failed: Invalid account" >&2; exit 1 ;;
   hang) exec sleep 600 ;;
+  slow) while [ "$(cat "$here/{name}.mode")" = slow ]; do sleep 0.2; done ;;
   late) {path} "$@" >/dev/null; exec sleep 600 ;;
 esac
 exec {path} "$@"
@@ -138,7 +140,7 @@ class Programs:
         return f"{self.folder}:{os.environ['PATH']}"
 
     def set(self, name: str, mode: str) -> None:
-        """How a program behaves from now on: real, fail, refuse, empty, hang, or late."""
+        """How a program behaves from now on: real, fail, refuse, empty, hang, late, or slow."""
         temporary = self.folder / f"{name}.mode.new"
         temporary.write_text(mode)
         temporary.replace(self.folder / f"{name}.mode")

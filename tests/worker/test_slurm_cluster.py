@@ -137,6 +137,22 @@ def test_a_run_whose_supervisor_is_killed_on_the_node_ends_with_it(laboratory: S
     assert "FAILED, NonZeroExitCode" in run.reason
 
 
+def test_a_run_whose_script_is_killed_on_the_node_is_interrupted(laboratory: SlurmLaboratory) -> None:
+    run_id = laboratory.submit()
+    laboratory.tell(run_id, "save")
+    laboratory.wait_for_start(run_id)
+    eventually(lambda: laboratory.client.checkpoints(run_id), what="a checkpoint")
+    (attempt,) = laboratory.attempts(run_id)
+    (supervisor,) = find_supervisors([attempt.id])
+    script = supervisor.parent()
+    assert script is not None
+    script.kill()
+    laboratory.wait_for_start(run_id, attempt=2)
+    laboratory.tell(run_id, "finish")
+    laboratory.wait_for(run_id, RunState.SUCCEEDED)
+    assert laboratory.attempts(run_id)[0].state is AttemptState.INTERRUPTED
+
+
 def test_preemption_by_a_higher_partition_opens_the_next_attempt(laboratory: SlurmLaboratory) -> None:
     cluster = laboratory.cluster
     run_id = laboratory.submit()
