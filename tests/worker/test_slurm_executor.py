@@ -362,6 +362,21 @@ def test_a_second_job_of_an_attempt_is_cancelled(bench: Bench, running: Attempt)
     assert bench.executor.look(running).phase is Phase.RUNNING
 
 
+def test_a_second_job_that_runs_is_left_alone_for_it_may_hold_the_claim(bench: Bench) -> None:
+    """Of two jobs the one that was not known has started: its claim is seen only at the next look at the files."""
+    attempt = bench.attempt()
+    bench.executor.start(attempt)
+    bench.rounds()
+    bench.slurm.jobs.append(JobState(7, "n2n-r1-1", "RUNNING"))
+    claim(attempt, 7)
+    bench.rounds()
+    assert bench.slurm.cancelled == []
+    assert bench.executor.look(attempt).phase is Phase.RUNNING
+    bench.rounds()
+    assert bench.slurm.cancelled == [("n2n-r1-1", 1)]
+    assert bench.executor.look(attempt).phase is Phase.RUNNING
+
+
 # -- before the claim --------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,8 @@ REFUSED = "sbatch: error: Batch job submission failed:"
             SlurmBusy,
         ),
         (f"{REFUSED} Unable to contact slurm controller (connect failure)", 1, SlurmBusy),
+        (f"{REFUSED} Unable to contact slurm controller (receive failure)", 1, SlurmSilent),
+        (f"{REFUSED} Unable to contact slurm controller (send failure)", 1, SlurmSilent),
         ("sbatch: error: Slurm temporarily unable to accept job", 1, SlurmBusy),
         (f"{REFUSED} Socket timed out on send/recv operation", 1, SlurmSilent),
         (f"{REFUSED} Zero Bytes were transmitted or received", 1, SlurmSilent),
@@ -90,6 +92,17 @@ def test_accounting_is_asked_about_all_at_once(programs: Path) -> None:
     program(programs, "sacct", f'echo "$@" > {programs}/given; echo "5|TIMEOUT|0:0|n2n-a-1"')
     assert Slurm().witness([5, 6]) == {5: JobState(5, "n2n-a-1", "TIMEOUT", exit_code="0:0"), 6: None}
     assert (programs / "given").read_text().endswith("-j 5,6\n")
+
+
+def test_the_controller_is_asked_about_jobs_that_go_on_by_accounts_alone(programs: Path) -> None:
+    """A controller that was killed forgets jobs, whose accounts then say RUNNING for ever."""
+    accounts = "5|RUNNING|0:0|n2n-a-1\\n6|PENDING|0:0|n2n-b-1\\n7|FAILED|1:0|n2n-c-1\\n"
+    program(programs, "sacct", f'printf "{accounts}"')
+    program(programs, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert Slurm().witness([6, 5, 7, 8]) == {6: None, 7: JobState(7, "n2n-c-1", "FAILED", exit_code="1:0"), 8: None}
+    told = "JobId=6 JobName=n2n-b-1 JobState=PENDING Reason=Priority ExitCode=0:0"
+    program(programs, "scontrol", f"echo '{told}'")
+    assert Slurm().witness([6, 5]) == {6: JobState(6, "n2n-b-1", "PENDING", "Priority", "0:0")}
 
 
 def test_without_accounting_the_controller_is_asked_about_one(programs: Path) -> None:

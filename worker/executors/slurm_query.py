@@ -33,11 +33,14 @@ class SlurmBusy(Exception):
     """Slurm takes no job at the moment, with its reason; nothing was submitted."""
 
 
-_UNSENT = re.compile(r"unable to contact slurm controller|connect failure|connection refused|unable to establish", re.I)
+_UNSENT = re.compile(r"\(connect failure\)|connection refused|unable to establish", re.I)
 """What sbatch says when its request has not left this machine."""
 
-_LOST = re.compile(r"timed out|timeout|zero bytes|send/recv|unexpected message|communication|transport|i/o error", re.I)
-"""What it says when the answer has not come: the job may have been accepted."""
+_LOST = re.compile(
+    r"unable to contact|timed out|timeout|zero bytes|send/recv|unexpected message|communication|transport|i/o error",
+    re.I,
+)
+"""What it says when the answer has not come (a receive failure, for one): the job may have been accepted."""
 
 _FULL = re.compile(r"submit (job )?limit|maxsubmit|temporarily|try again|too many|maximum job count", re.I)
 """What a refusal says that will not hold for ever."""
@@ -94,7 +97,9 @@ class Slurm:
     def witness(self, ids: Sequence[int]) -> dict[int, JobState | None]:
         """What a second program says of jobs that the queue does not show; None: Slurm knows no such job.
 
-        With accounting all are asked about at once, without it the first alone; of the others nothing is said.
+        With accounting all are asked about at once, without it the controller about the first alone. It is asked too
+        when accounts say that jobs go on: those of a controller that has crashed may say so for ever. Of the others
+        nothing is said.
 
         Raises:
             SlurmSilent: nothing is known.
@@ -105,34 +110,40 @@ class Slurm:
             if done.returncode == 0 and "error" not in done.stderr:
                 self._accounting = True
                 known = {state.id: state for state in parse_accounting(done.stdout)}
-                return {i: known.get(i) for i in ids}
+                live = [i for i in ids if i in known and not known[i].stage.ended]
+                said = {i: known.get(i) for i in ids if i not in live}
+                return said | (self._ask_controller(live[0]) if live else {})
             if "disabled" not in done.stderr:
                 raise SlurmSilent(_said(done))
             self._accounting = False
             return {}  # two programs have been asked in this round: the next one asks another
-        done = self._run(["scontrol", "--oneliner", "show", "job", str(ids[0])])
+        return self._ask_controller(ids[0])
+
+    def _ask_controller(self, job_id: int) -> dict[int, JobState | None]:
+        """What the controller says of one job."""
+        done = self._run(["scontrol", "--oneliner", "show", "job", str(job_id)])
         if done.returncode != 0:
             if _NO_SUCH_JOB.search(done.stderr + done.stdout):
-                return {ids[0]: None}
+                return {job_id: None}
             raise SlurmSilent(_said(done))
         state = parse_details(done.stdout)
         if state is None:
             raise SlurmSilent(f"scontrol told of no job: {done.stdout[:200]!r}")
-        return {ids[0]: state}
+        return {job_id: state}
 
     def cancel(self, name: str, *, job_id: int | None = None, kill: bool = False) -> None:
         """Cancel this user's jobs of a name; nothing happens where there are none.
 
         Args:
             name: the marker of an attempt.
-            job_id: only the job with this id, if it has that name.
+            job_id: only the job with this id, if it has that name and still waits.
             kill: send SIGKILL to all that runs, instead of asking first.
 
         Raises:
             SlurmSilent: it may not have been done.
         """
         force = ["--signal=KILL", "--full"] if kill else []
-        which = [] if job_id is None else [str(job_id)]
+        which = [] if job_id is None else ["--state=PENDING", str(job_id)]
         done = self._run(["scancel", *force, f"--user={self._user}", f"--name={name}", *which])
         if done.returncode != 0:
             raise SlurmSilent(_said(done))

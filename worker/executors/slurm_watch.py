@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from nanollama.cluster.slurm import JobState
+from nanollama.cluster.slurm import JobState, Stage
 from worker.executors.slurm_query import Slurm, SlurmSilent
 
 log = logging.getLogger(__name__)
@@ -188,10 +188,13 @@ class Watch:
         self._ask_again(missing)
 
     def _choose(self, marker: str, job_id: int | None, states: Iterable[JobState]) -> JobState | None:
-        """Of the jobs with one marker the one that counts; others that could still run are cancelled."""
+        """Of the jobs with one marker the one that counts; others that wait are cancelled.
+
+        One that runs already is left alone: it holds the claim, which is known here a little later, or ends by itself.
+        """
         ordered = sorted(states, key=lambda state: (state.id != job_id, state.stage.ended, state.id))
         for other in ordered[1:]:
-            if not other.stage.ended:
+            if other.stage is Stage.WAITING:
                 log.warning("Slurm: job %d is a second one for %s; it is cancelled", other.id, marker)
                 self._slurm.cancel(marker, job_id=other.id)
         return ordered[0] if ordered else None
