@@ -56,8 +56,11 @@ test-slow: $(VENV)/.dev services ## Run the long loops and the training tests
 	@$(COMPILE)
 	$(PYTEST) -n $(JOBS) --dist loadgroup -m slow $(ARGS)
 
+FAULTS := tests/e2e/faults tests/worker/test_slurm_cluster.py tests/worker/test_slurm_faults.py
+
 test-faults: $(VENV)/.dev services ## Run the crashes on real processes, at length
-	$(PYTEST) -m faults $(ARGS)
+	@$(COMPILE)
+	$(PYTEST) -n $(JOBS) --dist loadgroup -m "" $(FAULTS) $(ARGS)
 
 bench: $(VENV)/.dev ## Measure speed, each figure beside the naive way in the same run
 	$(BIN)/python -m tests.bench $(ARGS)
