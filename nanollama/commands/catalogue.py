@@ -39,7 +39,7 @@ def list_gssms(
         return
     rows = ((g.hash, g.name, len(g.nodes), g.joint_states, g.vocab, g.num_runs, _entropy(g.bound)) for g in page.items)
     numbers = ("nodes", "states", "vocab", "runs")
-    print_table(("hash", "name", *numbers, "entropy"), rows, right=numbers)
+    print_table(("hash", "name", *numbers, "entropy"), rows, right=numbers, shrink=("name", "entropy"))
     if page.next_cursor:
         say_aside(f"there are more; --limit shows up to 500, and --cursor {page.next_cursor} what follows")
 
@@ -81,7 +81,7 @@ def list_datasets(client: Client, as_json: AsJson = False) -> None:
         for d in found
     )
     numbers = ("sequences", "length", "size", "runs")
-    print_table(("path", *numbers, "there"), rows, right=numbers)
+    print_table(("path", *numbers, "there"), rows, right=numbers, shrink=("path",))
 
 
 def _show(gssm: schemas.GSSM, *, as_json: bool) -> None:

@@ -35,7 +35,7 @@ def list_checkpoints(client: Client, run: RunId, as_json: AsJson = False) -> Non
         for c in found
     )
     numbers = ("step", "attempt", "size", "loss", "excess")
-    print_table((*numbers, "state", "path"), rows, right=numbers)
+    print_table((*numbers, "state", "path"), rows, right=numbers, shrink=("path",))
 
 
 @app.command()

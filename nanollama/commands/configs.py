@@ -66,7 +66,9 @@ def list_templates(client: Client, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
     else:
-        print_table(("template", "question"), ((template.name, template.summary) for template in found))
+        print_table(
+            ("template", "question"), ((template.name, template.summary) for template in found), shrink=("question",)
+        )
 
 
 @templates.command("show")

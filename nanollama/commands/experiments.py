@@ -34,7 +34,7 @@ def list_experiments(
         say("no experiment" + ("" if cursor else " yet; `n2n submit FILE` makes one"))
         return
     rows = ((e.id, e.name, e.num_runs, counted(e) + (", paused" if e.paused_since else "")) for e in page.items)
-    print_table(("experiment", "name", "runs", "states"), rows, right=("runs",))
+    print_table(("experiment", "name", "runs", "states"), rows, right=("runs",), shrink=("name", "states"))
     if page.next_cursor:
         say_aside(f"there are more; --limit shows up to 500, and --cursor {page.next_cursor} what follows")
 

@@ -46,20 +46,23 @@ def print_notes(notes: Sequence[Note]) -> None:
         say_aside(f"note: {note}")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = (), shrink: Sequence[str] = ()
+) -> None:
     """Print a table: fitted to a terminal, in full elsewhere. None and an empty cell are a dash.
 
     Args:
         columns: their heads.
         rows: their cells.
         right: columns of numbers.
+        shrink: columns that are cut first where a terminal is too narrow.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         justify: JustifyMethod = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="ellipsis", no_wrap=True)
+        table.add_column(column, justify=justify, no_wrap=column not in shrink)
     for row in rows:
-        table.add_row(*(Text("–" if cell in (None, "") else plain(cell)) for cell in row))
+        table.add_row(*(_cell(cell, overflow="ellipsis", no_wrap=True) for cell in row))
     _print(table)
 
 
@@ -67,12 +70,16 @@ def print_fields(fields: Mapping[str, object]) -> None:
     """Print names and values, a pair a line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in fields.items():
-        table.add_row(name, Text("–" if value in (None, "") else plain(value)))
+        table.add_row(name, _cell(value))
     _print(table)
 
 
+def _cell(value: object, **style: Any) -> Text:
+    return Text("–" if value in (None, "") else plain(value), **style)
+
+
 def _print(table: Table) -> None:
-    out.print(table, width=None if out.is_terminal else _BESIDE_TERMINALS)
+    (out if out.is_terminal else Console(width=_BESIDE_TERMINALS, highlight=False)).print(table)
 
 
 def print_json(data: BaseModel | Mapping[str, Any] | Sequence[BaseModel | Mapping[str, Any]]) -> None:

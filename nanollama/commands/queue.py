@@ -33,7 +33,12 @@ def list_queue(
         say("nothing waits")
         return
     rows = ((entry.position, entry.run_id, entry.run_name, entry.priority, entry.detail) for entry in queue.items)
-    print_table(("place", "run", "name", "priority", "waits because"), rows, right=("place", "priority"))
+    print_table(
+        ("place", "run", "name", "priority", "waits because"),
+        rows,
+        right=("place", "priority"),
+        shrink=("name", "waits because"),
+    )
     if queue.waiting > len(queue.items):
         say_aside(f"{queue.waiting:,} wait; --limit shows more")
 

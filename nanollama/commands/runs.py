@@ -84,7 +84,7 @@ def print_runs(items: list[schemas.Run]) -> None:
             (run.id, run.name, run.state, f"{p.step}/{p.total_steps}", nats(p.loss), nats(p.bound), nats(p.excess))
         )
     numbers = ("step", "loss", "bound", "excess")
-    print_table(("run", "name", "state", *numbers), rows, right=numbers)
+    print_table(("run", "name", "state", *numbers), rows, right=numbers, shrink=("name",))
 
 
 @app.command()

@@ -30,7 +30,7 @@ def list_workers(client: Client, as_json: AsJson = False) -> None:
         say("no worker yet; `n2n up` starts one here")
         return
     rows = ((w.id, w.name, w.host, w.executor, f"{w.busy}/{w.slots}", _condition(w)) for w in known)
-    print_table(("worker", "name", "host", "executor", "busy", "state"), rows, right=("busy",))
+    print_table(("worker", "name", "host", "executor", "busy", "state"), rows, right=("busy",), shrink=("name", "host"))
     for w in known:
         for problem in w.problems if w.alive else []:
             say_aside(f"{w.name}: {problem}")

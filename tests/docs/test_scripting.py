@@ -76,7 +76,7 @@ def check_table(path: Path) -> None:
     assert {row["key"] for row in rows} == {"loss", "bound", "excess"}
     assert len({row["run"] for row in rows}) == 12
     assert {row["optim.lr"] for row in rows} == {"0.001", "0.003", "0.01"}
-    assert len(rows) == 12 * 3 * 20
+    assert len(rows) >= 12 * 3 * 20
     assert set(rows[0]) > {"model.emb_dim", "orchestration.utils.seed", "step", "tokens", "time", "value"}
 
 
