@@ -102,8 +102,7 @@ class Exporter:
         rank = metrics_rank(name)
         if rank is None:
             return self._rows.stored(attempt_id, name), self._rows.chunks(attempt_id, name)
-        size = sum(len(piece) for piece in self._metrics.pieces(attempt_id, rank))
-        return size, self._metrics.pieces(attempt_id, rank)
+        return self._metrics.size(attempt_id, rank), self._metrics.pieces(attempt_id, rank)
 
     def _write(
         self,

@@ -99,6 +99,15 @@ class MetricStore:
             parts.append(stream.tail[max(0, start - stream.sealed) : end - stream.sealed])
         return b"".join(parts)
 
+    def size(self, attempt_id: str, rank: int) -> int:
+        """How many bytes there are in the pieces of a stream."""
+        stream = self._metrics.stream(attempt_id, rank)
+        if stream is None:
+            return 0
+        if stream.kept is None:  # they are the bytes that were sent
+            return stream.sealed + len(stream.tail)
+        return sum(len(piece) for piece in self.pieces(attempt_id, rank))
+
     def pieces(self, attempt_id: str, rank: int) -> Iterator[bytes]:
         """The lines of a stream as text, in pieces. Beyond the cap they are written anew, without what was no line."""
         for block in self._metrics.blocks([attempt_id], rank):
