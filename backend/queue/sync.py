@@ -66,7 +66,7 @@ class SyncService:
         if serial is None:
             worker.syncs += 1
         worker.last_seen_at, worker.draining = self._now, request.draining
-        expires = self._now + timedelta(seconds=self._settings.terms(worker.executor).lease_seconds)
+        expires = self._expires(worker)
 
         holdings = self._attempts.held_by(worker_id)
         listed = {held.attempt_id: held.epoch for held in request.held}
@@ -102,12 +102,16 @@ class SyncService:
             return True  # one has ended or is lost: there is room for another, which a new request asks for
         if worker.drain_requested:
             return False
-        if self._attempts.any_adoptable(worker, self._now):
+        if self._attempts.any_adoptable(worker, self._now, self._expires(worker)):
             return True
         if request.free_slots == 0 or self._pauses.queue() is not None:
             return False
         offer, waiting = self._needs.offer(worker), self._needs.of_waiting()
         return self._attempts.any_claimable(worker, [i for i, need in waiting.items() if offer.fits(need)])
+
+    def _expires(self, worker: Worker) -> datetime:
+        """The end of a lease that the worker gets now."""
+        return self._now + timedelta(seconds=self._settings.terms(worker.executor).lease_seconds)
 
     def _claim(self, worker: Worker, free: int, expires: datetime) -> list[str]:
         """Lease up to `free` attempts whose needs the worker can meet, all of them together; their ids.

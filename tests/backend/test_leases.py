@@ -90,6 +90,19 @@ def test_an_expired_lease_that_nobody_adopted_is_still_its_holders(caller: Calle
     assert caller.report(lease, "RUNNING").status_code == 200
 
 
+def test_a_clock_that_is_put_back_keeps_no_lease_for_ever(caller: Caller, clock: ManualClock) -> None:
+    lease = caller.start()
+    caller.register("heir")
+    clock.advance(-60)
+    assert caller.sync("heir")["leases"] == []
+    clock.advance(-3600)
+    assert caller.sync("w", lease)["lost"] == []  # who is there renews it first
+    assert caller.sync("heir")["leases"] == []
+    clock.advance(-3600)
+    (adopted,) = caller.sync("heir")["leases"]
+    assert (adopted["attempt_id"], adopted["epoch"]) == (lease["attempt_id"], 2)
+
+
 def test_slurm_workers_have_longer_leases(caller: Caller, clock: ManualClock) -> None:
     caller.submit()
     caller.register("s1", executor="slurm")
