@@ -7,8 +7,8 @@ time. A training app gets the next attempt of its run directory; any other modul
 the config alone. A grid has a directory for each run, under its name; what is finished there is not run again.
 
 Exit codes: that of the script, of a grid 0 when every run has finished and 1 when one has failed; 2 on bad input; on
-Slurm 0 once the job is submitted, 1 when Slurm refuses it. Here the first Ctrl-C (SIGINT), or USR1, asks training apps
-to save and to stop, which ends with 75; the same command continues. Every other signal is passed on.
+Slurm 0 once the job is submitted, 1 when Slurm refuses it or does not answer. Here the first Ctrl-C (SIGINT), or USR1,
+asks training apps to save and to stop, which ends with 75; the same command continues. Every other signal is passed on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nanollama.cluster.slurm import Job, batch_script, parse_job_id, sbatch_arguments
+from nanollama.cluster.slurm import Denial, Job, batch_script, parse_job_id, read_denial, sbatch_arguments
 from nanollama.monitor.attempt import (
     create_attempt,
     discard_attempt,
@@ -256,17 +256,24 @@ def _sbatch(job: Job, spec: SlurmSpec, script: Path) -> int | None:
     answer = subprocess.run(["sbatch", *arguments, str(script)], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         reason = answer.stderr.strip() or f"it ended with code {answer.returncode} and said nothing"
-        print(f"error: sbatch refused the job: {reason}", file=sys.stderr)
-        return None
+        if read_denial(answer.returncode, answer.stderr) is not Denial.LOST:
+            print(f"error: sbatch refused the job: {reason}", file=sys.stderr)
+            return None
+        return _unsure(f"sbatch got no answer: {reason}", job)
     try:
         job_id = parse_job_id(answer.stdout)
     except ValueError as error:
-        print(f"error: {error}; look for a job named {job.name} in squeue", file=sys.stderr)
-        return 1
+        return _unsure(str(error), job)
     what = f"submitted {len(job.tasks):,} runs; links to their output" if job.tasks else "submitted; output"
     print(f"{what} will be in {job.attempt_dir}", file=sys.stderr)
     print(job_id.id)
     return 0
+
+
+def _unsure(what: str, job: Job) -> int:
+    """Tell that the job may have been accepted; returns the exit code."""
+    print(f"error: {what}; look for a job named {job.name} in squeue before you start it again", file=sys.stderr)
+    return 1
 
 
 def _start(run: Run, job: Job, runner: Runner) -> Start:

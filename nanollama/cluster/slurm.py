@@ -229,6 +229,32 @@ def parse_job_id(output: str) -> JobId:
     return JobId(int(match[1]), match[2])
 
 
+class Denial(Enum):
+    """What became of a job whose sbatch has failed."""
+
+    UNSENT = "unsent"  # the request has not left this machine
+    LOST = "lost"  # no answer has come (a receive failure, for one): the job may have been accepted
+    FULL = "full"  # it is refused for now
+    REFUSED = "refused"
+
+
+_UNSENT = re.compile(r"\(connect failure\)|connection refused|unable to establish", re.I)
+_LOST = re.compile(
+    r"unable to contact|timed out|timeout|zero bytes|send/recv|unexpected message|communication|transport|i/o error",
+    re.I,
+)
+_FULL = re.compile(r"submit (job )?limit|maxsubmit|temporarily|try again|too many|maximum job count", re.I)
+
+
+def read_denial(returncode: int, stderr: str) -> Denial:
+    """What an sbatch says of the job that ended with an exit code other than 0, or by a signal (below 0)."""
+    if _UNSENT.search(stderr):
+        return Denial.UNSENT
+    if _LOST.search(stderr) or returncode < 0 or "error" not in stderr:
+        return Denial.LOST
+    return Denial.FULL if _FULL.search(stderr) else Denial.REFUSED
+
+
 class Stage(Enum):
     """What a word of Slurm for the state of a job means for the run."""
 

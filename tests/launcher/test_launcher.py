@@ -143,11 +143,14 @@ def test_the_submitted_script_trains_and_a_finished_run_is_not_run_again(
     assert not (run_dir / "2").exists()
 
 
+CONTACT = "sbatch: error: Batch job submission failed: Unable to contact slurm controller"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         ("sys.exit('sbatch: error: invalid partition: gpu')", "sbatch: error: invalid partition: gpu"),
-        ("sys.exit(3)", "it ended with code 3 and said nothing"),
+        (f"sys.exit('{CONTACT} (connect failure)')", f"{CONTACT} (connect failure)"),
     ],
 )
 def test_a_job_that_slurm_refuses_leaves_nothing_behind(
@@ -158,6 +161,26 @@ def test_a_job_that_slurm_refuses_leaves_nothing_behind(
     assert main([SCRIPT, f"config={config}", f"launcher.log_dir={tmp_path / 'run'}"]) == 1
     assert capsys.readouterr().err == f"error: sbatch refused the job: {message}\n"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("sys.exit(3)", "it ended with code 3 and said nothing"),
+        (f"sys.exit('{CONTACT} (receive failure)')", f"{CONTACT} (receive failure)"),
+        ("sys.exit('sbatch: error: Socket timed out on send/recv operation')", "sbatch: error: Socket timed out"),
+    ],
+)
+def test_a_job_that_may_have_been_accepted_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str, message: str
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, body)
+    config = write_config(tmp_path / "c.yaml", launcher={"kind": "slurm"}, orchestration__name="mine")
+    assert main([SCRIPT, f"config={config}", f"launcher.log_dir={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: sbatch got no answer: {message}")
+    assert error.endswith("; look for a job named mine in squeue before you start it again\n")
+    assert (tmp_path / "run" / "1" / "job.sh").exists()
 
 
 def test_an_answer_without_an_id_says_where_to_look(

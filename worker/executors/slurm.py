@@ -43,6 +43,10 @@ ROOT_MARK = ".n2n-root"
 _LOOKS_PER_SECOND = 6.0
 """At all attempts together: a look and what it ships take some thousandths of a second."""
 
+_CLAIM_SECONDS = 10.0
+"""How long after a job's end a claim of it may take to be seen. To wait too little is no harm: nobody can take it then,
+and the executor that tries to is told."""
+
 _TURN_SECONDS = 0.5
 """How long a submission waits for others, before its turn comes later."""
 
@@ -79,7 +83,8 @@ class SlurmExecutor:
         clock: tells the time in seconds, from any origin.
         background: whether the queue is looked at by a thread; otherwise by calls of `watch.poll`.
         look_seconds: between two looks at the files of an attempt; they ask the file system of a cluster, for each.
-        settle_seconds: how long after a job's end its files may take to be seen here.
+        settle_seconds: how long after a job's end its files may take to be seen here. NFS by default lets a client
+            believe for up to a minute that a file is not there.
         command: what a job runs instead of its app, for tests.
     """
 
@@ -93,7 +98,7 @@ class SlurmExecutor:
         clock: Callable[[], float] = time.monotonic,
         background: bool = True,
         look_seconds: float = 5.0,
-        settle_seconds: float = 10.0,
+        settle_seconds: float = 70.0,
         command: Callable[[SlurmJob], SlurmJob] = lambda job: job,
     ) -> None:
         self._options = options
@@ -164,14 +169,16 @@ class SlurmExecutor:
         evidence = self._evidence(attempt, told=marker in self._told)
         if evidence.claim is None:
             self._remember_number(attempt, evidence.submission, sighting)
-            return before_the_claim(sighting, settled=self._settled(sighting))
+            return before_the_claim(
+                sighting, settled=self._ended_for(sighting) >= min(_CLAIM_SECONDS, self._settle_seconds)
+            )
         if evidence.exit is not None and not evidence.clean:
             self.watch.hurry()
         return after_the_claim(
             sighting,
             exit_=evidence.exit,
             clean=evidence.clean,
-            settled=self._settled(sighting),
+            settled=self._ended_for(sighting) >= self._settle_seconds,
             silent=self._silent_since(evidence.exit),
         )
 
@@ -321,9 +328,9 @@ class SlurmExecutor:
             self._submissions.pop(submission.marker, None)
             _write(attempt.directory, submission.model_copy(update={"job_id": sighting.job_id}))
 
-    def _settled(self, sighting: Sighting) -> bool:
-        """Whether whatever the job has written can be seen here."""
-        return sighting.ended_at is not None and self._clock() - sighting.ended_at >= self._settle_seconds
+    def _ended_for(self, sighting: Sighting) -> float:
+        """For how many seconds Slurm has been known to have ended the job."""
+        return 0.0 if sighting.ended_at is None else self._clock() - sighting.ended_at
 
     def _silent_since(self, exit_: Exit | None) -> float:
         """For how many seconds Slurm has had nothing to say of a run that has ended."""

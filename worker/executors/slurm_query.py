@@ -13,11 +13,13 @@ from pathlib import Path
 from nanollama.cluster.slurm import (
     ACCOUNTING_FORMAT,
     QUEUE_FORMAT,
+    Denial,
     JobState,
     parse_accounting,
     parse_details,
     parse_job_id,
     parse_queue,
+    read_denial,
 )
 
 
@@ -32,18 +34,6 @@ class SlurmRefuses(Exception):
 class SlurmBusy(Exception):
     """Slurm takes no job at the moment, with its reason; nothing was submitted."""
 
-
-_UNSENT = re.compile(r"\(connect failure\)|connection refused|unable to establish", re.I)
-"""What sbatch says when its request has not left this machine."""
-
-_LOST = re.compile(
-    r"unable to contact|timed out|timeout|zero bytes|send/recv|unexpected message|communication|transport|i/o error",
-    re.I,
-)
-"""What it says when the answer has not come (a receive failure, for one): the job may have been accepted."""
-
-_FULL = re.compile(r"submit (job )?limit|maxsubmit|temporarily|try again|too many|maximum job count", re.I)
-"""What a refusal says that will not hold for ever."""
 
 _NO_SUCH_JOB = re.compile(r"invalid job id", re.I)
 
@@ -76,12 +66,10 @@ class Slurm:
                 return parse_job_id(done.stdout).id
             except ValueError as error:
                 raise SlurmSilent(str(error)) from None
-        said = _said(done)
-        if _UNSENT.search(said):
-            raise SlurmBusy(said)
-        if _LOST.search(said) or done.returncode < 0 or "error" not in done.stderr:
-            raise SlurmSilent(said)
-        raise SlurmBusy(said) if _FULL.search(said) else SlurmRefuses(said)
+        denial = read_denial(done.returncode, done.stderr)
+        if denial is Denial.LOST:
+            raise SlurmSilent(_said(done))
+        raise SlurmRefuses(_said(done)) if denial is Denial.REFUSED else SlurmBusy(_said(done))
 
     def queue(self) -> list[JobState]:
         """Every job of this user that Slurm still knows, ended ones too.
