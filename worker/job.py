@@ -284,17 +284,17 @@ class Job:
         return "cancel" if self._record.ending == "cancel" else "void"
 
     def _escalate(self, status: Status) -> None:
-        """Take every step that is due: ask, tell, kill."""
+        """Take every step that is due: ask, tell, kill. One that fails stays due."""
         with self._lock:
-            if self._escalation is None:
-                if status.phase is not Phase.RUNNING and self._executor.forbid(self.attempt, self._forbidder):
-                    return
-                self._escalation = self._plan_ending()
-            now = self._clock()
-            due = [action for at, action in self._escalation if at <= now]
-            self._escalation = self._escalation[len(due) :]
-        for action in due:
-            action()
+            plan = self._escalation
+        if plan is None:
+            if status.phase is not Phase.RUNNING and self._executor.forbid(self.attempt, self._forbidder):
+                return
+            with self._lock:
+                plan = self._escalation = self._plan_ending()
+        while plan and plan[0][0] <= self._clock():
+            plan[0][1]()
+            del plan[0]
 
     def _plan_ending(self) -> list[tuple[float, Callable[[], None]]]:
         """When to do what, on the monotonic clock."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import (
@@ -22,6 +25,8 @@ from nanollama.spec.rundir import (
     Stopped,
 )
 from worker.executors.base import Phase, Status
+
+log = logging.getLogger(__name__)
 
 Ending = Literal["cancel", "interrupt"]
 """How this worker is ending an attempt: for good, or so that the next attempt continues."""
@@ -170,6 +175,9 @@ def _read_stopped(directory: Path) -> Stopped | None:
     try:
         return Stopped.model_validate_json((directory / STOPPED).read_bytes())
     except FileNotFoundError:
+        return None
+    except ValidationError as error:  # of another program: its exit code is told all the same
+        log.warning("%s is passed over: %s", directory / STOPPED, error)
         return None
 
 

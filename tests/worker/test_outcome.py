@@ -35,6 +35,8 @@ def ended(**fields: Any) -> Status:
             2,
         ),
         (ended(exit_code=75), {}, None, "INTERRUPTED", "stopped on request", 75),
+        (ended(exit_code=3), {"stopped.json": '{"reason": "of another program"}'}, None, "FAILED", "exit code 3", 3),
+        (ended(exit_code=0), {"stopped.json": "{", "result.json": RESULT}, None, "SUCCEEDED", "", 0),
         (ended(exit_code=2), {"stdout.log": "error: no such file\n"}, None, "FAILED", "bad input: no such", 2),
         (ended(signal=9), {}, None, "FAILED", "probably out of memory", 137),
         (ended(signal=11), {}, None, "FAILED", "crashed (SIGSEGV)", 139),

@@ -370,6 +370,34 @@ def test_a_run_root_that_comes_back_in_time_costs_nothing(bench: Bench) -> None:
     assert states(bench, "a") == ["RUNNING"]
 
 
+def test_a_step_of_an_ending_that_fails_is_taken_again(tmp_path: Path) -> None:
+    class Deaf(FakeExecutor):
+        """Cannot be told to stop at first: the file system of the claim does not answer."""
+
+        deaf = 2
+
+        def stop(self, attempt: Attempt) -> None:
+            if self.deaf:
+                self.deaf -= 1
+                raise OSError(errno.EIO, "Input/output error")
+            super().stop(attempt)
+
+    with closing(Bench(tmp_path, executor=Deaf())) as bench:
+        bench.service.add("a", experiment())
+        for _ in range(2):
+            bench.sync()
+        bench.tick()
+        bench.tick()
+        bench.service.cancel("a")
+        bench.sync()
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                bench.tick()
+        for _ in range(2):
+            bench.tick()  # a second each: long before the kill would be due
+        assert states(bench, "a") == ["RUNNING", "CANCELLED"]
+
+
 @pytest.mark.parametrize("life", ["same", "next"])
 def test_what_may_run_out_of_sight_is_never_given_up(tmp_path: Path, life: str) -> None:
     class Hidden(FakeExecutor):
