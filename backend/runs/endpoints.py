@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, status
@@ -15,7 +15,7 @@ from backend.queue.service import QueueService
 from backend.revalidation import Revalidated
 from backend.runs.editing import RunEditor
 from backend.runs.service import RunService, Wanted, run_view
-from nanollama.api.filters import LANGUAGE, MAX_CHARS
+from nanollama.api.filters import LANGUAGE, MAX_CHARS, Term, parse_filter
 from nanollama.api.schemas import (
     Archive,
     Attempt,
@@ -36,6 +36,9 @@ from nanollama.api.status import AttemptState, RunState
 
 MAX_CHANGED = 10_000
 """Runs that one request changes."""
+
+_GO_ON = parse_filter("state:queued,leased,submitted,running")
+_CAN_BE_RETRIED = parse_filter("state:failed,cancelled")
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -150,19 +153,20 @@ def patch_run(context: ContextDep, run_id: RunId, body: RunPatch) -> Run:
 @router.post(":cancel", summary="Cancel runs", responses=error_responses())
 def cancel_runs(context: ContextDep, body: RunSelection) -> RunsChanged:
     """As the cancel of each; runs that have ended, or are asked already, are passed over."""
-    return _change(context, body, lambda queue, ids: queue.cancel_many(ids))
+    return _change(context, body, lambda queue, ids: queue.cancel_many(ids), [_GO_ON])
 
 
 @router.post(":retry", summary="Retry runs", responses=error_responses())
 def retry_runs(context: ContextDep, body: RunSelection) -> RunsChanged:
     """As the retry of each; runs that have neither failed nor been cancelled are passed over."""
-    return _change(context, body, lambda queue, ids: queue.retry_many(ids))
+    return _change(context, body, lambda queue, ids: queue.retry_many(ids), [_CAN_BE_RETRIED])
 
 
 @router.post(":prioritise", summary="Change the priority of runs", responses=error_responses())
 def prioritise_runs(context: ContextDep, body: Prioritise) -> RunsChanged:
     """Runs that have ended are passed over."""
-    return _change(context, body, lambda queue, ids: queue.prioritise(ids, body.priority))
+    other = parse_filter(f"priority!={body.priority}")
+    return _change(context, body, lambda queue, ids: queue.prioritise(ids, body.priority), [_GO_ON, other])
 
 
 @router.post(":archive", summary="Archive runs", responses=error_responses())
@@ -171,32 +175,41 @@ def archive_runs(context: ContextDep, body: Archive) -> RunsChanged:
 
     Nothing is stopped and nothing is deleted.
     """
-    return _edit(context, body, lambda editor, ids: editor.archive(ids, archived=body.archived))
+    other = parse_filter(f"archived:{not body.archived}")
+    return _edit(context, body, lambda editor, ids: editor.archive(ids, archived=body.archived), [other])
 
 
 @router.post(":tag", summary="Change the tags of runs", responses=error_responses())
 def tag_runs(context: ContextDep, body: Retag) -> RunsChanged:
     """Add tags, and remove others; the tags that are not named stay."""
-    return _edit(context, body, lambda editor, ids: editor.retag(ids, body.add, body.remove))
+    lacking = [Term("tag", "tag", "=", (tag,), negated=True, position=0) for tag in body.add]
+    having = [Term("tag", "tag", "=", (tag,), negated=False, position=0) for tag in body.remove]
+    return _edit(context, body, lambda editor, ids: editor.retag(ids, body.add, body.remove), [[*lacking, *having]])
+
+
+Either = Sequence[Sequence[Term]]
 
 
 def _change(
-    context: Context, selection: RunSelection, change: Callable[[QueueService, list[str]], list[str]]
+    context: Context, selection: RunSelection, change: Callable[[QueueService, list[str]], list[str]], either: Either
 ) -> RunsChanged:
-    return _selected(context, selection, lambda session, ids: change(QueueService(session, context.clock()), ids))
+    return _selected(
+        context, selection, lambda session, ids: change(QueueService(session, context.clock()), ids), either
+    )
 
 
 def _edit(
-    context: Context, selection: RunSelection, change: Callable[[RunEditor, list[str]], list[str]]
+    context: Context, selection: RunSelection, change: Callable[[RunEditor, list[str]], list[str]], either: Either
 ) -> RunsChanged:
-    return _selected(context, selection, lambda session, ids: change(RunEditor(session, context.clock()), ids))
+    return _selected(context, selection, lambda session, ids: change(RunEditor(session, context.clock()), ids), either)
 
 
 def _selected(
-    context: Context, selection: RunSelection, change: Callable[[Session, list[str]], list[str]]
+    context: Context, selection: RunSelection, change: Callable[[Session, list[str]], list[str]], either: Either
 ) -> RunsChanged:
+    """Change what is selected; of what a filter matches, those that it makes a difference to."""
     with context.database.write() as session:
-        ids, more = RunService(session).select(selection, context.clock(), MAX_CHANGED)
+        ids, more = RunService(session).select(selection, context.clock(), MAX_CHANGED, either)
         changed = change(session, ids)
     context.notifier.notify()
     return RunsChanged(changed=changed, more=more)

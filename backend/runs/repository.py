@@ -102,9 +102,18 @@ class RunRepository:
         cursor = page.cursor(*found[limit - 1]) if len(found) > limit else None
         return [rows[run_id] for run_id in ids], cursor, counts
 
-    def ids(self, terms: Sequence[Term], now: datetime, *, limit: int, experiment: str | None = None) -> list[str]:
-        """Ids of up to `limit` runs, newest first."""
+    def ids(
+        self,
+        terms: Sequence[Term],
+        now: datetime,
+        *,
+        limit: int,
+        experiment: str | None = None,
+        either: Sequence[Sequence[Term]] = (),
+    ) -> list[str]:
+        """Ids of up to `limit` runs, newest first, of which one term of each group in `either` holds too."""
         conditions = self._matching(terms, now, experiment=experiment)
+        conditions += [or_(*self._matching(group, now)) for group in either]
         return list(self._session.scalars(select(Run.id).where(*conditions).order_by(Run.id.desc()).limit(limit)))
 
     def counts(

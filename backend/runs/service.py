@@ -58,8 +58,17 @@ class RunService:
         rows, cursor, counts = self._runs.page(place, terms, now, states=wanted.states, limit=wanted.limit, **narrow)
         return schemas.RunPage(items=[run_view(row) for row in rows], next_cursor=cursor, counts=counts)
 
-    def select(self, selection: schemas.RunSelection, now: datetime, limit: int) -> tuple[list[str], bool]:
+    def select(
+        self, selection: schemas.RunSelection, now: datetime, limit: int, either: Sequence[Sequence[Term]] = ()
+    ) -> tuple[list[str], bool]:
         """Ids of selected runs, newest first where they are filtered; whether the filter matches more than `limit`.
+
+        Args:
+            selection: by ids, or by a filter and an experiment.
+            now: the moment.
+            limit: how many by a filter.
+            either: of each group one term must hold for a run that is filtered: those that the change is for, so that
+                a repetition finds the next ones.
 
         Raises:
             InvalidRequest: a filter that cannot be read.
@@ -67,7 +76,7 @@ class RunService:
         if selection.ids is not None:
             return list(dict.fromkeys(selection.ids)), False
         terms = _terms(selection.filter)
-        found = self._runs.ids(terms, now, limit=limit + 1, experiment=selection.experiment)
+        found = self._runs.ids(terms, now, limit=limit + 1, experiment=selection.experiment, either=either)
         return found[:limit], len(found) > limit
 
     def detail(self, run_id: str) -> schemas.RunDetail:

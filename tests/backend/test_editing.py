@@ -135,6 +135,32 @@ def test_bulk_changes_take_few_statements(caller: Caller, context: Context) -> N
     assert len(statements) < 30
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/runs:tag", {"add": ['new, "quoted"'], "remove": ["old"]}),
+        ("/runs:tag", {"remove": ["old"]}),
+        ("/runs:archive", {}),
+        ("/runs:prioritise", {"priority": -7}),
+        ("/runs:cancel", {}),
+    ],
+)
+def test_a_change_that_is_repeated_reaches_every_run(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("backend.runs.endpoints.MAX_CHANGED", 2)
+    made = caller.post(
+        "/experiments", yaml=SPEC_YAML + "grid:\n  orchestration.utils.seed: range(0, 4)\n", tags=["old"]
+    )
+    changed: list[str] = []
+    for _ in range(3):
+        reply = caller.post(path, experiment=made["id"], **body)
+        changed += reply["changed"]
+    assert sorted(changed) == sorted(run["id"] for run in made["runs"])
+    assert not reply["more"]
+    assert caller.post(path, experiment=made["id"], **body)["changed"] == []
+
+
 def test_an_experiment_is_renamed_and_annotated(caller: Caller, served: tuple[FastAPI, str]) -> None:
     made = caller.post("/experiments", yaml=SPEC_YAML + SEEDS, tags=["a"])
     with Client(served[1]) as client:
