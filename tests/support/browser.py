@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import TimeoutError as NotInTime
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -65,9 +66,13 @@ class Visitor:
             self.strangers.append(request.url)
 
     def open(self, path: str) -> Page:
-        """Go to a page of the dashboard and wait until its head is drawn."""
+        """Go to a page of the dashboard and wait until its head is drawn; AssertionError with what is there instead."""
         self.page.goto(self.base + path)
-        self.page.locator(".n2n-head h1").first.wait_for()
+        try:
+            self.page.locator(".n2n-head h1").first.wait_for()
+        except NotInTime:
+            there = self.page.locator("body").inner_text()
+            raise AssertionError(f"no head on {path}; errors {self.errors}; there is: {there[:2000]!r}") from None
         return self.page
 
     def complaints(self) -> list[str]:
