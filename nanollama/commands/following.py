@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, TypeVar
@@ -120,7 +119,7 @@ class Patience:
             answer = call()
         except Unavailable as error:
             if not self._away:
-                print(f"{error}; waiting for it", file=sys.stderr)
+                say_aside(f"{error}; waiting for it")
             self._away = True
             return None
         self._away = False

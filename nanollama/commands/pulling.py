@@ -16,7 +16,7 @@ from nanollama.api import schemas
 from nanollama.api.client import Client
 from nanollama.commands.groups import new_app
 from nanollama.commands.options import AsJson, Filter, OfExperiment, RunIds, option_error, served, words
-from nanollama.commands.output import print_json, replacing, say_aside
+from nanollama.commands.output import out, plain, print_json, replacing, say_aside
 from nanollama.commands.selecting import select
 from nanollama.spec.base import did_you_mean
 
@@ -124,12 +124,13 @@ def _texts(runs: Sequence[schemas.Run], params: Sequence[str]) -> set[str]:
 
 
 def _write_csv(file: IO[str], columns: Sequence[str], tables: Iterable[Iterator[Row]]) -> int:
+    spelled = file is sys.stdout and out.is_terminal  # what a grid sets may hold anything
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     num_rows = 0
     for table in tables:
         for row in table:
-            writer.writerow(row)
+            writer.writerow([plain(cell) if isinstance(cell, str) else cell for cell in row] if spelled else row)
             num_rows += 1
     file.flush()
     return num_rows

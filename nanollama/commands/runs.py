@@ -197,7 +197,7 @@ def retry(
     changed = _each(client.retry, chosen.ids, refused) if named else change_in_parts(chosen, client.retry_runs)
     _report(client, chosen, changed, "queued again", as_json=as_json)
     for error in refused:
-        print(f"error: {error}", file=sys.stderr)
+        say_aside(f"error: {error}")
     if refused:
         raise typer.Exit(1)
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from nanollama.api.calls import experiments
 from nanollama.api.client import Client
 from nanollama.api.errors import Unavailable
+from nanollama.api.schemas import ExperimentDetail
 from nanollama.api.status import AttemptState
 from tests.cli.conftest import N2n
 from tests.support.acting_worker import ActingWorker
@@ -232,3 +234,22 @@ def test_waiting_ends_with_the_runs_or_the_time(client: Client, two: list[str]) 
         client.wait(waiting, timeout=0)
     client.cancel(client.experiment(waiting).runs[0].id)
     assert client.wait(waiting).counts == {"CANCELLED": 1}
+
+
+def test_waiting_outlasts_a_service_that_is_away(
+    client: Client, two: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, look, away = client.run(two[0]).experiment_id, client.experiment, [True, True]
+
+    def sometimes(experiment_id: str) -> ExperimentDetail:
+        if away:
+            away.pop()
+            raise Unavailable("gone")
+        return look(experiment_id)
+
+    monkeypatch.setattr(client, "experiment", sometimes)
+    assert client.wait(whole, poll=0).id == whole
+    monkeypatch.setattr(experiments, "AWAY_SECONDS", -1.0)
+    away += [True]
+    with pytest.raises(Unavailable):
+        client.wait(whole, poll=0)
