@@ -168,6 +168,21 @@ def test_a_step_of_the_clock_starts_nothing_twice(world: FaultWorld, seconds: fl
         world.kill_worker("b")
 
 
+def test_a_worker_that_dies_as_the_clock_is_put_back_is_replaced(world: FaultWorld) -> None:
+    run_id = world.submit()
+    world.wait_for_steps(run_id)
+    world.kill_worker()
+    world.step_clock(-3600.0)
+    world.start_worker("b")
+    try:
+        world.wait_for_steps(run_id)
+        succeed(world, run_id)
+        assert "adopted" in [event.kind for event in world.client.events(run_id)]
+    finally:
+        world.kill_worker("b")
+        world.start_worker()
+
+
 # -- cancels -----------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +198,9 @@ def test_a_cancel_of_a_queued_run_is_done_at_once(world: FaultWorld) -> None:
 
 def test_a_cancel_of_a_leased_run_forbids_its_start(world: FaultWorld) -> None:
     """The answer with the lease is lost: the service has leased it, and the worker does not know."""
+    before = world.submit()
+    world.wait_for_start(before)
+    succeed(world, before)  # the worker is known, and asks for more
     world.proxy.set("lose")
     run_id = world.submit()
     world.wait_for(run_id, RunState.LEASED)
@@ -255,6 +273,10 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(small_disk: Path, t
         used = os.statvfs(small_disk)
         resize(small_disk, str((used.f_blocks - used.f_bfree) * used.f_frsize))
         eventually(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, what="its end")
+        attempt_dir = world.run_dir(run_id) / "1"
+        seen = attempt_dir.stat().st_mtime_ns
+        eventually(lambda: attempt_dir.stat().st_mtime_ns != seen, what="a try to write how it has ended")
+        assert not (attempt_dir / EXIT).exists()
         assert not world.client.run(run_id).state.terminal
         resize(small_disk, "2g")
         world.wait_for_start(run_id, attempt=2)
