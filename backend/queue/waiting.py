@@ -101,7 +101,13 @@ def _why(
     if not willing:
         return "draining", "each worker that could run it takes nothing more"
     if any(seat.free > 0 and seat.offer.fits(need) for seat in willing):
-        before = "it is next" if position == 0 else f"{position:,} jobs are before it"
-        return "next", f"a worker is free for it; {before}"
-    before = "it is the first in line" if position == 0 else f"{position:,} jobs are before it"
+        return "next", f"a worker is free for it; {_before(position) or 'it is next'}"
+    before = _before(position) or "it is the first in line"
     return "busy", f"each worker that could run it is busy; {before}"
+
+
+def _before(position: int) -> str:
+    """How many jobs are before one, in words; empty for the first."""
+    if position == 0:
+        return ""
+    return "1 job is before it" if position == 1 else f"{position:,} jobs are before it"

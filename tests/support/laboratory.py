@@ -15,7 +15,7 @@ from nanollama.api.schemas import Run
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
-SECONDS = 300.0  # only a broken test waits this long
+SECONDS = 900.0  # only a broken test waits this long
 
 # Four widths by three seeds on the graph of configs/gssm/debug.yaml: seconds each, and far enough to tell them apart.
 SWEEP_YAML = """\
@@ -49,7 +49,7 @@ class Laboratory:
         page_url: root of the page.
     """
 
-    def __init__(self, folder: Path, *, slots: int = 2) -> None:
+    def __init__(self, folder: Path, *, slots: int = 4) -> None:
         self.folder = folder
         self.slots = slots
         self.api_port, self.page_port = free_ports(2)
@@ -84,6 +84,7 @@ class Laboratory:
         (self.folder / "runs").mkdir(exist_ok=True)
         options = {"--url": self.api_url, "--run-root": self.folder / "runs", "--home": self.folder / "home"}
         given = [str(word) for option in options.items() for word in option]
+        given += ["--name", "workstation", "--pool", "laboratory"]
         self._start("worker", "worker", *given, "--slots", str(self.slots), "--stop-jobs-on-exit")
 
     def stop(self, name: str) -> None:
