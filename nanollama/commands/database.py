@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from nanollama.commands.extras import need
 from nanollama.commands.groups import new_app
 from nanollama.commands.options import HOME, DatabaseUrl, Home
 from nanollama.stack import home_database
@@ -51,5 +52,6 @@ def copy(
 
 def _call(*arguments: str) -> None:
     """Let the service's own command do it: the database is nobody else's."""
+    need("server")
     command = [sys.executable, "-m", "backend", *arguments]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -14,6 +14,7 @@ import typer
 from nanollama import __version__
 from nanollama.api.client import Client
 from nanollama.api.status import RunState
+from nanollama.commands.extras import need
 from nanollama.commands.following import POLL_SECONDS, follow_run, print_result
 from nanollama.commands.groups import new_app
 from nanollama.commands.options import HOME, AsJson, DatabaseUrl, Home, complete_run, option_error
@@ -37,6 +38,7 @@ def up(
     stop_runs: Annotated[bool, typer.Option("--stop-runs", help="Ctrl-C also interrupts the runs under way.")] = False,
 ) -> None:
     """Start the API, one local worker and the page, and keep them up until Ctrl-C."""
+    need("server", "worker", "dashboard")
     stack = Stack(
         home, api_port=api_port, page_port=page_port, slots=slots, database_url=database_url, stop_runs=stop_runs
     )
@@ -62,6 +64,7 @@ def demo(
     leave: Annotated[bool, typer.Option("--exit", help="End when the run has ended, instead of at Ctrl-C.")] = False,
 ) -> None:
     """Start everything, train the debug config and show its loss beside the bound."""
+    need("train", "server", "worker", "dashboard")
     stack = Stack(home, api_port=api_port, page_port=page_port, stop_runs=True)
     with stop_signals() as stopped:
         try:
@@ -114,6 +117,7 @@ def open_page(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def worker(context: typer.Context) -> None:
     """Run a worker in the foreground: `n2n worker --config FILE`; `n2n worker --help` lists its options."""
+    need("worker")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "worker", *context.args])  # noqa: S606 - no shell, and signals reach it
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from nanollama.commands.extras import need
 from nanollama.commands.groups import new_app
 from nanollama.commands.options import HOME, AsJson, DatabaseUrl, Home
 from nanollama.stack import home_database
@@ -51,6 +52,7 @@ def revoke(
 
 def _call(action: str, arguments: list[str], home: Path, database_url: str | None, *, as_json: bool) -> None:
     """Let the service's own command do it: the database is nobody else's."""
+    need("server")
     options = [f"--database-url={database_url or home_database(home)}", *(["--json"] if as_json else [])]
     command = [sys.executable, "-m", "backend", "token", action, *options, *arguments]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

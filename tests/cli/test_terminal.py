@@ -25,6 +25,7 @@ from backend.settings import Settings
 from nanollama.api.client import Client
 from nanollama.api.schemas import TokenCreate
 from nanollama.api.status import AttemptState
+from nanollama.commands import extras
 from tests.cli.conftest import N2n
 from tests.support.acting_worker import ActingWorker
 from tests.support.examples import experiment
@@ -277,3 +278,19 @@ def test_tokens_come_from_a_file_or_the_environment(
             other.write_text(content)
         assert n2n("runs", "--token-file", other) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [(("worker",), "psutil"), (("db", "upgrade"), "alembic"), (("token", "list"), "alembic"), (("up",), "streamlit"),
+     (("demo",), "torch")],
+)  # fmt: skip
+def test_a_part_that_is_not_installed_is_named(
+    n2n: N2n, command: tuple[str, ...], missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == missing else name)
+    assert n2n(*command) == 2
+    assert f"{missing} is not installed here - pip install 'nodes-to-narratives[" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
