@@ -11,8 +11,7 @@ from backend.catalogue.models import AnyWithGraph, TrueModel, model_in
 from backend.catalogue.service import CatalogueService
 from backend.deps import ContextDep, WorkerId, error_responses
 from backend.specs.endpoints import PICTURE, SVG
-from backend.specs.service import read_document, read_sweep
-from nanollama.api.errors import InvalidRequest
+from backend.specs.service import read_document, read_sweep, refusal
 from nanollama.api.schemas import GSSM, Dataset, DatasetReports, GSSMDetail, GSSMPage, SpecInput
 from nanollama.api.scopes import WORKER
 from nanollama.spec.base import SpecError, parse
@@ -45,7 +44,7 @@ def add_gssm(context: ContextDep, body: SpecInput) -> GSSM:
     try:
         model = _read_model(body)
     except SpecError as error:
-        raise _invalid(error) from None
+        raise refusal(error) from None
     with context.database.write() as session:
         return CatalogueService(session, context.clock()).add(model)
 
@@ -121,8 +120,3 @@ def _read_model(given: SpecInput) -> TrueModel:
     spec = document.parse(kind)
     assert isinstance(spec, AnyWithGraph), "every kind has a graph"
     return model_in(spec)
-
-
-def _invalid(error: SpecError) -> InvalidRequest:
-    count = len(error.problems)
-    return InvalidRequest(f"the config has {count} problem{'s' if count > 1 else ''}", error.problems)

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Query, status
 from backend.deps import Context, ContextDep, ExperimentCursor, ExperimentId, IdempotencyKeyHeader, error_responses
 from backend.experiments.service import ExperimentService
 from backend.revalidation import Revalidated
-from backend.specs.service import read_sweep
-from nanollama.api.errors import InvalidRequest
+from backend.specs.service import read_sweep, refusal
 from nanollama.api.schemas import Experiment, ExperimentCreate, ExperimentDetail, ExperimentPage, ExperimentPatch
 from nanollama.spec.base import SpecError
 
@@ -39,9 +38,7 @@ def submit_experiment(
     try:
         sweep = read_sweep(given)
     except SpecError as error:
-        count = len(error.problems)
-        detail = f"the config has {count} problem{'s' if count > 1 else ''}"
-        raise InvalidRequest(detail, error.problems) from None
+        raise refusal(error) from None
     with context.database.write() as session:
         experiment = ExperimentService(session, context.clock()).submit(given, sweep, idempotency_key, pool)
     context.notifier.notify()

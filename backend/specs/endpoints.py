@@ -58,5 +58,5 @@ def draw_draft(body: SpecInput) -> Response:
     try:
         picture = draw_graph(graph_of(service.read_document(body)))
     except SpecError as error:
-        raise InvalidRequest("there is no graph that can be drawn", error.problems) from None
+        raise InvalidRequest("there is no graph that can be drawn", service.readable(error.problems)) from None
     return Response(picture, media_type=SVG)

@@ -12,6 +12,7 @@ from typing import Any
 from backend.catalogue.models import TrueModel
 from backend.columns import clean_data, dump_json
 from nanollama.api import schemas
+from nanollama.api.errors import InvalidRequest
 from nanollama.spec.base import Note, Problem, SpecError, hash_data, parse
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import Variant, expand, read_grid
@@ -79,11 +80,11 @@ def read_document(given: schemas.SpecInput) -> Document:
         if not isinstance(data, dict):
             parse(ExperimentSpec, data)  # says what it found instead
         if problems:
-            raise SpecError(_readable(as_written.locate(problems)))
+            raise SpecError(readable(as_written.locate(problems)))
         try:
             translation = translate(data)
         except SpecError as error:
-            raise SpecError(_readable(as_written.locate(error.problems))) from None
+            raise SpecError(readable(as_written.locate(error.problems))) from None
         return Document(translation.data, text, translation.notes, translation.origins, frozenset())
 
 
@@ -135,9 +136,9 @@ def _sweep(data: Any, text: str, problems: list[Problem]) -> Sweep:
         document = Document(translation.data, text, translation.notes, translation.origins, frozenset())
         grid = read_grid(document, ExperimentSpec)
     except SpecError as error:
-        raise SpecError(_readable(as_written.locate([*error.problems, *problems]))) from None
+        raise SpecError(readable(as_written.locate([*error.problems, *problems]))) from None
     if problems and "grid" in document.data:
-        raise SpecError(_readable(as_written.locate(problems)))
+        raise SpecError(readable(as_written.locate(problems)))
     found: Sequence[Problem] = ()
     try:
         runs = [_variation(variant, swept=bool(grid.axes)) for variant in grid.variants()]
@@ -146,7 +147,7 @@ def _sweep(data: Any, text: str, problems: list[Problem]) -> Sweep:
             expand(document, ExperimentSpec)  # every problem of every run, each once
         found = error.problems
     if found or problems:
-        all_problems = _readable([*found, *problems])
+        all_problems = readable([*found, *problems])
         raise SpecError([*document.locate(all_problems[: len(found)]), *as_written.locate(all_problems[len(found) :])])
     named = document.data.get("orchestration", {}).get("name", "run") if grid.axes else runs[0].name
     return Sweep(name=str(named)[:200], runs=runs, notes=document.notes)
@@ -166,11 +167,17 @@ def _variation(variant: Variant[ExperimentSpec], *, swept: bool) -> Variation:
     )
 
 
-def _readable(problems: list[Problem]) -> list[Problem]:
+def refusal(error: SpecError) -> InvalidRequest:
+    """A config with problems, as the API's error."""
+    count = len(error.problems)
+    return InvalidRequest(f"the config has {count:,} problem{'s' if count > 1 else ''}", readable(error.problems))
+
+
+def readable(problems: Sequence[Problem]) -> list[Problem]:
     """As many problems as somebody would read; finding the lines of a hundred thousand takes minutes."""
     more = len(problems) - MAX_PROBLEMS
-    if more <= 0:
-        return problems
+    if more <= 1:  # a line that says so would take the place of the one; and what has been cut stays as it is
+        return list(problems)
     last = Problem(path="", message=f"{more} more problems are not listed", remedy="mend these first")
     return [*problems[:MAX_PROBLEMS], last]
 

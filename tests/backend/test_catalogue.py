@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -37,7 +38,7 @@ RESULT: dict[str, Any] = {
 
 
 @pytest.fixture
-def client(served: tuple[FastAPI, str], context: Context) -> Client:
+def client(served: tuple[FastAPI, str], context: Context) -> Iterator[Client]:
     with Client(served[1], retries=0) as opened:
         yield opened
 
@@ -354,3 +355,14 @@ def test_graphs_of_any_size_are_listed(client: Client) -> None:
     assert added.joint_states == 1000**40
     assert client.gssms().items == [added]
     assert client.compute_bound(added.hash).bound.state == "queued"
+
+
+def test_no_answer_lists_more_problems_than_somebody_would_read(caller: Caller) -> None:
+    config = {"data": {"gssm": {"nodes": [{"name": f"z{i}", "state_dim": 0} for i in range(1000)]}}}
+    for path in ("/gssms", "/specs/graph", "/experiments"):
+        reply = caller.http.post(path, json={"config": config})
+        assert reply.status_code == 422
+        problems = reply.json()["problems"]
+        assert len(problems) == 201
+        more = int(problems[-1]["message"].removesuffix(" more problems are not listed"))
+        assert more > 700
