@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from nanollama.api.status import AttemptState
 from nanollama.spec.rundir import (
@@ -32,6 +33,7 @@ Ending = Literal["cancel", "interrupt"]
 """How this worker is ending an attempt: for good, or so that the next attempt continues."""
 
 _TAIL_BYTES = 65536
+_RESULT_BYTES = 10**6
 _LINE_CHARS = 500
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]:\s?")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -107,11 +109,17 @@ def _judge_end(directory: Path, record: Exit, stopped: Stopped | None, ending: E
 
 def _judge_success(directory: Path, ending: Ending | None) -> Outcome:
     try:
-        result = json.loads((directory / RESULT).read_bytes())
+        content = (directory / RESULT).read_bytes()
     except FileNotFoundError:
         reason = "ended without a result: exit code 0, but it wrote no result.json"
         return _ended_by_us(ending, 0) or Outcome(AttemptState.FAILED, reason, 0)
-    except ValueError:
+    if len(content) > _RESULT_BYTES:
+        reason = f"ended with a result.json of {len(content):,} bytes; {_RESULT_BYTES:,} are taken"
+        return Outcome(AttemptState.FAILED, reason, 0)
+    try:
+        result = json.loads(content)
+        from_json(to_json({"result": result}))  # what is nested too deep, or half a surrogate pair, can't be sent
+    except (ValueError, RecursionError):
         return Outcome(AttemptState.FAILED, "ended with a result.json that is not JSON", 0)
     if not isinstance(result, dict):
         return Outcome(AttemptState.FAILED, "ended with a result.json that is not an object", 0)

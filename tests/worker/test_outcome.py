@@ -24,6 +24,10 @@ def ended(**fields: Any) -> Status:
         (ended(exit_code=0), {}, None, "FAILED", "without a result", 0),
         (ended(exit_code=0), {"result.json": "{"}, None, "FAILED", "not JSON", 0),
         (ended(exit_code=0), {"result.json": "[]"}, None, "FAILED", "not an object", 0),
+        (ended(exit_code=0), {"result.json": r'{"a": "\ud800"}'}, None, "FAILED", "not JSON", 0),
+        (ended(exit_code=0), {"result.json": '{"a":' * 300 + "1" + "}" * 300}, None, "FAILED", "not JSON", 0),
+        (ended(exit_code=0), {"result.json": "[" * 100_000}, None, "FAILED", "not JSON", 0),
+        (ended(exit_code=0), {"result.json": '"' + "x" * 10**6 + '"'}, None, "FAILED", "1,000,002 bytes", 0),
         (ended(exit_code=1), {"result.json": RESULT}, None, "FAILED", "exit code 1", 1),
         (ended(exit_code=1), {"stopped.json": '{"exit_code": 75, "step": 7}'}, None, "INTERRUPTED", "after step 7", 75),
         (
