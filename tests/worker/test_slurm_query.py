@@ -100,6 +100,10 @@ def test_the_controller_is_asked_about_jobs_that_go_on_by_accounts_alone(program
     program(programs, "sacct", f'printf "{accounts}"')
     program(programs, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert Slurm().witness([6, 5, 7, 8]) == {6: None, 7: JobState(7, "n2n-c-1", "FAILED", exit_code="1:0"), 8: None}
+    program(programs, "scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert Slurm().witness([6, 7]) == {7: JobState(7, "n2n-c-1", "FAILED", exit_code="1:0")}
+    with pytest.raises(SlurmSilent):
+        Slurm().witness([5, 6])
     told = "JobId=6 JobName=n2n-b-1 JobState=PENDING Reason=Priority ExitCode=0:0"
     program(programs, "scontrol", f"echo '{told}'")
     assert Slurm().witness([6, 5]) == {6: JobState(6, "n2n-b-1", "PENDING", "Priority", "0:0")}

@@ -100,7 +100,12 @@ class Slurm:
                 known = {state.id: state for state in parse_accounting(done.stdout)}
                 live = [i for i in ids if i in known and not known[i].stage.ended]
                 said = {i: known.get(i) for i in ids if i not in live}
-                return said | (self._ask_controller(live[0]) if live else {})
+                try:
+                    return said | (self._ask_controller(live[0]) if live else {})
+                except SlurmSilent:
+                    if said:
+                        return said  # what accounts say of the others holds all the same
+                    raise
             if "disabled" not in done.stderr:
                 raise SlurmSilent(_said(done))
             self._accounting = False
