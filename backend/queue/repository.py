@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, and_, func, insert, or_, select, true, update
@@ -104,9 +104,12 @@ class AttemptRepository:
         chosen = _next_in_line(limit, _claimable(worker, needs))
         return self._lease(worker, chosen, expires, state=AttemptState.LEASED)
 
-    def adopt(self, worker: Worker, now: datetime, expires: datetime) -> list[str]:
-        """Lease to a worker the attempts of its pool whose lease has expired, in one statement; their ids."""
-        chosen = select(Attempt.id).where(*_adoptable(worker, now, expires)).order_by(Attempt.id)
+    def adopt(self, worker: Worker, now: datetime, expires: datetime, longest: timedelta) -> list[str]:
+        """Lease to a worker the attempts of its pool whose lease has expired, in one statement; their ids.
+
+        No lease is given for longer than `longest`.
+        """
+        chosen = select(Attempt.id).where(*_adoptable(worker, now, longest)).order_by(Attempt.id)
         return [attempt_id for attempt_id, _ in self._lease(worker, chosen, expires)]
 
     def redeliver(self, worker: Worker, attempt_ids: Sequence[str], expires: datetime) -> list[str]:
@@ -192,9 +195,9 @@ class AttemptRepository:
             or 0
         )
 
-    def any_adoptable(self, worker: Worker, now: datetime, expires: datetime) -> bool:
-        """Whether the worker could adopt an attempt, with a lease until `expires`."""
-        return self._any(*_adoptable(worker, now, expires))
+    def any_adoptable(self, worker: Worker, now: datetime, longest: timedelta) -> bool:
+        """Whether the worker could adopt an attempt, where no lease is given for longer than `longest`."""
+        return self._any(*_adoptable(worker, now, longest))
 
     def any_untold_cancel(self, worker_id: str) -> bool:
         """Whether the worker holds an attempt that it should cancel and has not been told about."""
@@ -303,13 +306,13 @@ def _next_in_line(limit: int, conditions: tuple[ColumnElement[bool], ...]) -> Se
     )
 
 
-def _adoptable(worker: Worker, now: datetime, expires: datetime) -> tuple[ColumnElement[bool], ...]:
+def _adoptable(worker: Worker, now: datetime, longest: timedelta) -> tuple[ColumnElement[bool], ...]:
     """Leases that have expired, or that end later than any that is given now: the clock has been put back."""
     return (
         Attempt.state.in_(ACTIVE),
         Attempt.pool == worker.pool,
         Attempt.worker_id != worker.id,
-        or_(Attempt.lease_expires_at < now, Attempt.lease_expires_at > expires + (expires - now)),
+        or_(Attempt.lease_expires_at < now, Attempt.lease_expires_at > now + 2 * longest),
     )
 
 

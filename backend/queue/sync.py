@@ -66,7 +66,7 @@ class SyncService:
         if serial is None:
             worker.syncs += 1
         worker.last_seen_at, worker.draining = self._now, request.draining
-        expires = self._expires(worker)
+        expires = self._now + timedelta(seconds=self._settings.terms(worker.executor).lease_seconds)
 
         holdings = self._attempts.held_by(worker_id)
         listed = {held.attempt_id: held.epoch for held in request.held}
@@ -75,7 +75,7 @@ class SyncService:
         unknown = [h.attempt_id for h in holdings if h.attempt_id not in listed]
         redelivered = self._attempts.redeliver(worker, unknown, expires)
         draining = request.draining or worker.drain_requested
-        adopted = [] if draining else self._attempts.adopt(worker, self._now, expires)
+        adopted = [] if draining else self._attempts.adopt(worker, self._now, expires, self._longest)
         free = 0 if draining else request.free_slots - len(redelivered) - len(adopted)
         claimed = self._claim(worker, free, expires) if free > 0 else []
 
@@ -102,16 +102,18 @@ class SyncService:
             return True  # one has ended or is lost: there is room for another, which a new request asks for
         if worker.drain_requested:
             return False
-        if self._attempts.any_adoptable(worker, self._now, self._expires(worker)):
+        if self._attempts.any_adoptable(worker, self._now, self._longest):
             return True
         if request.free_slots == 0 or self._pauses.queue() is not None:
             return False
         offer, waiting = self._needs.offer(worker), self._needs.of_waiting()
         return self._attempts.any_claimable(worker, [i for i, need in waiting.items() if offer.fits(need)])
 
-    def _expires(self, worker: Worker) -> datetime:
-        """The end of a lease that the worker gets now."""
-        return self._now + timedelta(seconds=self._settings.terms(worker.executor).lease_seconds)
+    @property
+    def _longest(self) -> timedelta:
+        """For how long a lease is given, whoever gets it: others of a pool may have other terms."""
+        settings = self._settings
+        return timedelta(seconds=max(settings.local_terms.lease_seconds, settings.slurm_terms.lease_seconds))
 
     def _claim(self, worker: Worker, free: int, expires: datetime) -> list[str]:
         """Lease up to `free` attempts whose needs the worker can meet, all of them together; their ids.

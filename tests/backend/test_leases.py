@@ -103,6 +103,17 @@ def test_a_clock_that_is_put_back_keeps_no_lease_for_ever(caller: Caller, clock:
     assert (adopted["attempt_id"], adopted["epoch"]) == (lease["attempt_id"], 2)
 
 
+def test_a_lease_is_not_too_long_by_the_terms_of_another_executor(caller: Caller, clock: ManualClock) -> None:
+    caller.submit()
+    caller.register("s", executor="slurm")
+    lease = caller.claim("s")
+    caller.register("local")
+    assert caller.sync("local")["leases"] == []
+    clock.advance(-60)
+    assert caller.sync("local")["leases"] == []
+    assert caller.sync("s", lease)["lost"] == []
+
+
 def test_slurm_workers_have_longer_leases(caller: Caller, clock: ManualClock) -> None:
     caller.submit()
     caller.register("s1", executor="slurm")
