@@ -173,7 +173,7 @@ def test_workers_are_listed_with_what_they_hold(caller: Caller, clock: ManualClo
 
 @pytest.mark.parametrize("executor", ["local", "slurm"])
 def test_terms(caller: Caller, executor: str) -> None:
-    body = {"name": "n", "pool": "p", "executor": executor, "host": "h", "user": "u"}
+    body: dict[str, Any] = {"name": "n", "pool": "p", "executor": executor, "host": "h", "user": "u"}
     body |= {"run_root": "/r", "slots": 1, "version": "1"}
     terms = caller.http.put("/workers/w", json=body).json()
     assert terms["heartbeat_seconds"] * 3 < terms["lease_seconds"]
