@@ -281,6 +281,8 @@ def _ends(keys: Iterable[str], words: list[str]) -> bool:
 
 
 def _stamp(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
     return json.dumps(value, sort_keys=True, default=str)
 
 

@@ -103,6 +103,9 @@ def _on_grid(x: Sequence[float], y: Sequence[float], low: float, step: float, si
 
 
 def _over_runs(x: list[float], columns: Sequence[Sequence[float | None]]) -> Track:
+    if len(columns) == 1:
+        nothing: list[float | None] = [None] * len(x)
+        return Track(x, list(columns[0]), nothing, list(nothing), [int(v is not None) for v in columns[0]])
     track = Track(x, [], [], [], [])
     for values in zip(*columns, strict=True):
         known = [v for v in values if v is not None]

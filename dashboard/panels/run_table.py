@@ -76,7 +76,7 @@ class Scale:
     """Logarithmic axes that all small curves of a table share, from 0 to 1."""
 
     def __init__(self, xs: tuple[float, float], ys: tuple[float, float]) -> None:
-        self.xs, self.ys = xs, ys
+        self.xs, self.ys = (tuple(math.log(end) for end in ends) for ends in (xs, ys))
 
     @classmethod
     def of(cls, curves: Sequence[Curve]) -> Scale:
@@ -87,11 +87,11 @@ class Scale:
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a point lies."""
-        return _share(x, *self.xs), _share(y, *self.ys)
+        return _share(math.log(x), *self.xs), _share(math.log(y), *self.ys)
 
 
 def _share(value: float, low: float, high: float) -> float:
-    return round(math.log(value / low) / math.log(high / low), 3) if high > low else 0.5
+    return round((value - low) / (high - low), 3) if high > low else 0.5
 
 
 def _spark(curve: Curve, scale: Scale) -> Cell:
