@@ -65,7 +65,9 @@ function write(cell, column, value) {
     if (kind === "button") inner.type = "button";
     if (title) inner.title = title;
     if (glyph) inner.append(hidden(make("i", glyph)), " ");
-    inner.append(text);
+    // names of a sweep are lists: on a narrow screen they break after a comma
+    if (column.kind === "name") inner.append(...text.split(/(?<=,)/).flatMap((part) => [part, make("wbr")]));
+    else inner.append(text);
     parts.push(inner);
   }
   if (column.edit) {
