@@ -23,7 +23,7 @@ from tests.support.invariants import check_invariants, find_marked
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.xdist_group("faults")
+pytestmark = pytest.mark.xdist_group("kills")
 
 # -- the small program, killed at any moment ---------------------------------------------------------------------------
 
