@@ -127,7 +127,8 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(
         f"#!{sys.executable} -IS\nimport json, os, sys\n"
         f"json.dump(sys.argv[1:], open({str(folder / 'arguments.json')!r}, 'w'))\n"
-        f"sys.exit('no such partition' if os.path.exists({str(folder / 'refuse')!r}) else print('4711'))\n"
+        f"refused = os.path.exists({str(folder / 'refuse')!r})\n"
+        "sys.exit('sbatch: error: no such partition' if refused else print('4711'))\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -166,7 +167,7 @@ def test_an_array_that_slurm_refuses_leaves_nothing_behind(
 ) -> None:
     (sbatch / "refuse").touch()
     assert main(arguments(tmp_path, launcher={"kind": "slurm"})) == 1
-    assert capsys.readouterr().err == "error: sbatch refused the job: no such partition\n"
+    assert capsys.readouterr().err == "error: sbatch refused the job: sbatch: error: no such partition\n"
     assert not (tmp_path / "grid").exists()
 
 
