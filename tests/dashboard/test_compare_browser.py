@@ -28,7 +28,7 @@ from tests.support.page import serve_page
 from tests.support.service import serve_new_sqlite
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dashboard-browser")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("dashboard-browser")]
 expect.set_options(timeout=PATIENCE)
 
 # A chart by its name: labels with their heights in pixels, ends of the lines, hidden ones, and the range of x.

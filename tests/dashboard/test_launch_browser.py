@@ -18,7 +18,7 @@ from tests.support.page import serve_page
 from tests.support.service import SPEC_YAML, serve_new_sqlite
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dashboard-launch")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("dashboard-launch")]
 expect.set_options(timeout=PATIENCE)
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> $\\LaTeX$ **bold** 🎉"

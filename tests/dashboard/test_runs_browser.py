@@ -19,7 +19,7 @@ from tests.support.page import CHART, chart, serve_page
 from tests.support.service import serve_new_sqlite
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dashboard-runs")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("dashboard-runs")]
 expect.set_options(timeout=PATIENCE)
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> $\\LaTeX$ **bold** 🎉 שלום"
