@@ -31,8 +31,8 @@ class ClusterSpec(Spec):
     )
 
 
-class SlurmSpec(Spec):
-    """Resources of a Slurm job. A key that is absent is left to the cluster's defaults."""
+class SlurmPlacement(Spec):
+    """Where Slurm puts a job, whoever asks for it."""
 
     partition: str | None = Field(default=None, pattern=SLURM_WORD, description="partition, or several with commas")
     account: str | None = Field(default=None, pattern=SLURM_WORD, description="account that pays")
@@ -40,6 +40,11 @@ class SlurmSpec(Spec):
     constraint: str | None = Field(default=None, pattern=SLURM_WORD, description="features that the nodes must have")
     exclude: str | None = Field(default=None, pattern=SLURM_WORD, description="nodes that must not be used")
     mem: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$", description="memory per node, for example 32G")
+
+
+class SlurmSpec(SlurmPlacement):
+    """Resources of a Slurm job. A key that is absent is left to the cluster's defaults."""
+
     time: int | None = Field(default=None, ge=1, description="time limit in minutes")
     nodes: int = Field(default=1, ge=1, le=4096, description="number of nodes")
     nb_gpus: int = Field(default=0, ge=0, le=64, description="GPUs per node")

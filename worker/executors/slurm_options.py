@@ -6,23 +6,17 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from nanollama.spec.base import Problem, Problems, Spec
-from nanollama.spec.cluster import SLURM_WORD, SlurmSpec
+from nanollama.spec.base import Problem, Problems
+from nanollama.spec.cluster import SlurmPlacement, SlurmSpec
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 SetupLine = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
-class SlurmOptions(Spec):
+class SlurmOptions(SlurmPlacement):
     """What each run gets from Slurm, and how Slurm is asked. A key that is absent is left to the cluster."""
 
-    partition: str | None = Field(default=None, pattern=SLURM_WORD, description="partition, or several with commas")
-    account: str | None = Field(default=None, pattern=SLURM_WORD, description="account that pays")
-    qos: str | None = Field(default=None, pattern=SLURM_WORD, description="quality of service")
-    constraint: str | None = Field(default=None, pattern=SLURM_WORD, description="features that the nodes must have")
-    exclude: str | None = Field(default=None, pattern=SLURM_WORD, description="nodes that must not be used")
-    mem: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$", description="memory per node, for example 32G")
     time: int | None = Field(default=None, ge=1, description="time limit in minutes; longer runs are chained")
     nodes: int = Field(default=1, ge=1, le=4096, description="nodes of a run; an app without ranks gets one")
     gpus_per_node: int = Field(default=0, ge=0, le=64, description="GPUs per node")
