@@ -12,6 +12,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 FIRST, LAST = 5.0, 60.0  # seconds over which the viewers arrive; seconds after which an answer is no longer waited for
+MAX_AGE = 2  # runs for which a browser keeps a large message that was not drawn again
 
 
 @dataclass
@@ -21,8 +22,13 @@ class Viewer:
     Attributes:
         page: name of the page, as in its address.
         query: the rest of the address.
-        updates: seconds from asking for a tick to its last part, without the first `warm` ones.
+        updates: seconds from asking for a tick to its last part, from when all viewers have arrived.
         sent: bytes that have come.
+        script: which page it is to the server.
+        ticks: seconds between two ticks, and the part of the page that is drawn again.
+        known: large messages by their hash, and the run in which each was drawn last: the server need not send them
+            again while they hold.
+        runs: of the page's script and its parts.
     """
 
     page: str
@@ -31,6 +37,8 @@ class Viewer:
     sent: int = 0
     script: str = ""
     ticks: tuple[float, str] | None = None
+    known: dict[str, int] = field(default_factory=dict)
+    runs: int = 0
 
     async def watch(self, base: str, delay: float, seconds: float) -> None:
         """Open the page after a delay and follow it; what is measured begins when all have arrived."""
@@ -56,6 +64,7 @@ class Viewer:
         state = message.rerun_script
         state.query_string, state.page_name, state.page_script_hash = self.query, self.page, self.script
         state.fragment_id, state.is_auto_rerun = fragment, bool(fragment)
+        state.cached_message_hashes.extend(self.known)
         return message.SerializeToString()
 
     async def _finish(self, socket: websockets.ClientConnection) -> None:
@@ -65,11 +74,15 @@ class Viewer:
             self.sent += len(data)
             message = ForwardMsg.FromString(data)
             kind = message.WhichOneof("type")
+            if message.metadata.cacheable or kind == "ref_hash":
+                self.known[message.ref_hash or message.hash] = self.runs
             if kind == "new_session":
                 self.script = message.new_session.page_script_hash
             elif kind == "auto_rerun":
                 self.ticks = message.auto_rerun.interval, message.auto_rerun.fragment_id
             elif kind == "script_finished" and message.script_finished != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
+                self.runs += 1
+                self.known = {each: run for each, run in self.known.items() if self.runs - run <= MAX_AGE}
                 return
 
 
