@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import JSON, Enum, Float, ForeignKey, Index, LargeBinary, MetaData, UniqueConstraint, false
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from backend.columns import BigInt, BigSerial, Json, UtcDateTime, Words
 from nanollama.api.status import AttemptState, RunState
@@ -110,6 +110,8 @@ class Run(Base):
     latest: Mapped[dict[str, Any]]
     progress_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+
+    experiment: Mapped[Experiment] = relationship(viewonly=True)
 
 
 class GSSM(Base):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, insert, or_, select, update
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm import Session, selectinload, undefer
 from sqlalchemy.sql import ColumnElement
 
 from backend.runs.filtering import Page, condition
@@ -98,7 +98,8 @@ class RunRepository:
             else:
                 found.append((run_id, value))
         ids = [run_id for run_id, _ in found[:limit]]
-        rows = {row.id: row for row in self._session.scalars(select(Run).where(Run.id.in_(ids)))}
+        query = select(Run).where(Run.id.in_(ids)).options(selectinload(Run.experiment))
+        rows = {row.id: row for row in self._session.scalars(query)}
         cursor = page.cursor(*found[limit - 1]) if len(found) > limit else None
         return [rows[run_id] for run_id in ids], cursor, counts
 

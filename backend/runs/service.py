@@ -130,6 +130,7 @@ def run_view(row: Run) -> schemas.Run:
     return schemas.Run(
         id=row.id,
         experiment_id=row.experiment_id,
+        experiment=row.experiment.name,
         name=row.name,
         params=row.params,
         state=row.state,

@@ -68,12 +68,14 @@ class Estimator:
         """What the runs cost; None while nobody has said what is in a data file that one of them reads."""
         hours: list[float | None] = []
         tokens: list[int] = []
+        parameters: list[int] = []
         for run in sweep.runs:
             shape = self._shape(run.config)
             if shape is None:
                 return None
             tokens.append(_num_tokens(run.config, shape))
             cost = _cost(run.config, shape)
+            parameters.append(cost.parameters)
             speed, _ = self._speed(run.config, cost.parameters)
             hours.append(None if speed is None else tokens[-1] * cost.flops_per_token / speed / 3600)
         first = sweep.runs[0]
@@ -88,6 +90,8 @@ class Estimator:
         known = [value for value in hours if value is not None]
         return schemas.Estimate(
             parameters=cost.parameters,
+            parameters_min=min(parameters),
+            parameters_max=max(parameters),
             flops_per_token=cost.flops_per_token,
             tokens_per_run=tokens[0],
             total_tokens=sum(tokens),

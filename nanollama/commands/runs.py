@@ -81,10 +81,13 @@ def print_runs(items: list[schemas.Run]) -> None:
     for run in items:
         p = run.progress
         rows.append(
-            (run.id, run.name, run.state, f"{p.step}/{p.total_steps}", nats(p.loss), nats(p.bound), nats(p.excess))
+            (
+                *(run.id, run.experiment, run.name, run.state, f"{p.step}/{p.total_steps}"),
+                *(nats(p.loss), nats(p.bound), nats(p.excess)),
+            )
         )
     numbers = ("step", "loss", "bound", "excess")
-    print_table(("run", "name", "state", *numbers), rows, right=numbers, shrink=("name",))
+    print_table(("run", "experiment", "name", "state", *numbers), rows, right=numbers, shrink=("name", "experiment"))
 
 
 @app.command()
@@ -100,7 +103,7 @@ def show(client: Client, run: RunId, as_json: AsJson = False) -> None:
     print_fields(
         {
             "run": f"{detail.id}  {detail.name}",
-            "experiment": detail.experiment_id,
+            "experiment": f"{detail.experiment_id}  {detail.experiment}",
             "state": described_state(detail),
             "attempt": detail.attempt,
             "worker": detail.worker,

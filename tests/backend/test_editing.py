@@ -168,6 +168,7 @@ def test_an_experiment_is_renamed_and_annotated(caller: Caller, served: tuple[Fa
         changed = client.change_experiment(made["id"], change)
         assert (changed.name, changed.tags, changed.notes) == ("Renamed 🦙", ["b"], "why")
         assert client.experiment(made["id"]).name == "Renamed 🦙"
+        assert {run.experiment for run in client.runs().items} == {"Renamed 🦙"}, "its runs tell its name"
         assert client.change_experiment(made["id"], schemas.ExperimentPatch(notes="")).tags == ["b"]
         assert [run.tags for run in client.runs().items] == [["a"]] * 3
         assert len(client.runs(search="renamed").items) == 3

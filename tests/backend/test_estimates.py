@@ -66,6 +66,15 @@ def test_a_sweep_is_named_and_added_up(caller: Caller) -> None:
     assert found["estimate"]["total_tokens"] == 60 * 3 * TOKENS
 
 
+def test_the_parameters_of_a_sweep_are_a_range(caller: Caller) -> None:
+    sizes = [
+        validated(caller, SPEC_YAML.replace("emb_dim: 16", f"emb_dim: {width}"))["estimate"]["parameters"]
+        for width in (16, 32, 64)
+    ]
+    found = validated(caller, SPEC_YAML + "grid:\n  model.emb_dim: [32, 64, 16]\n")["estimate"]
+    assert (found["parameters_min"], found["parameters"], found["parameters_max"]) == (sizes[0], sizes[1], sizes[2])
+
+
 def test_hours_come_from_past_runs_that_are_like_it(caller: Caller) -> None:
     for seconds in (90.0, 100.0, 110.0):
         train(caller, SPEC_YAML, seconds)

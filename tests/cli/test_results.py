@@ -173,7 +173,7 @@ def test_pages_go_on(n2n_there: N2n, two: list[str], capsys: pytest.CaptureFixtu
     printed = capsys.readouterr()
     cursor = printed.err.split("--cursor ")[1].split()[0]
     assert n2n_there("runs", "--limit", "1", "--sort", "excess", "--cursor", cursor) == 0
-    assert {printed.out.split()[7], capsys.readouterr().out.split()[7]} == set(two)
+    assert {printed.out.split()[8], capsys.readouterr().out.split()[8]} == set(two)
 
 
 def test_experiments(n2n_there: N2n, client: Client, two: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,7 @@ class Run(Response):
 
     id: str
     experiment_id: str
+    experiment: str = Field(default="", description="name of its experiment")
     name: str
     params: dict[str, Any] = Field(default={}, description="what the grid of its experiment sets, by dotted key")
     state: RunState

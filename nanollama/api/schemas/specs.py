@@ -37,6 +37,8 @@ class Estimate(Response):
     """
 
     parameters: int = Field(description="of the first run's learner")
+    parameters_min: int | None = Field(default=None, description="of the smallest learner among all runs")
+    parameters_max: int | None = Field(default=None, description="of the largest one")
     flops_per_token: float = Field(description="matrix products, forward and backward, of the first run")
     tokens_per_run: int = Field(description="predicted tokens of the first run")
     total_tokens: int = Field(description="of all runs")
