@@ -29,8 +29,10 @@ def facts(validation: Validation) -> list[Fact]:
     else:
         found += [
             _time(estimate, count),
-            Fact("Parameters", si(estimate.parameters), _flops(estimate)),
-            Fact("Tokens", si(estimate.total_tokens), f"{si(estimate.tokens_per_run)} a run" if count > 1 else ""),
+            _parameters(estimate),
+            Fact(
+                "Tokens", si(estimate.total_tokens), f"{si(estimate.total_tokens / count)} a run" if count > 1 else ""
+            ),
         ]
     for name in ("learner", "steps", "sequences", "data"):
         if name in known:
@@ -83,7 +85,7 @@ def entropy_text(bound: Bound) -> str:
 def _time(estimate: Estimate, count: int) -> Fact:
     if estimate.total_hours is None:
         return Fact("Time", "unknown", "no past run tells how fast such a learner trains")
-    each = f"{_hours(estimate.hours_per_run)} a run; " if count > 1 and estimate.hours_per_run is not None else ""
+    each = f"{_hours(estimate.total_hours / count)} a run; " if count > 1 else ""
     why = f"{each}from the speed of {plural(estimate.based_on, 'past run')}"
     return Fact("Device time", _hours(estimate.total_hours), why)
 
@@ -93,8 +95,13 @@ def _names(validation: Validation) -> str:
     return first if validation.num_runs < 2 or first == last else f"{first} … {last}"
 
 
-def _flops(estimate: Estimate) -> str:
-    return "" if not estimate.flops_per_token else f"{si(estimate.flops_per_token)} FLOPs a token"
+def _parameters(estimate: Estimate) -> Fact:
+    """How large the learners of a sweep are, from the smallest to the largest."""
+    smallest, largest = si(estimate.parameters_min), si(estimate.parameters_max)
+    flops = f"{si(estimate.flops_per_token)} FLOPs a token" if estimate.flops_per_token else ""
+    if estimate.parameters_min is None or smallest == largest:
+        return Fact("Parameters", si(estimate.parameters), flops)
+    return Fact("Parameters", f"{smallest} to {largest}", flops and f"{flops} in the first run")
 
 
 def _hours(hours: float | None) -> str:

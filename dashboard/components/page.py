@@ -32,11 +32,21 @@ class Chip:
     title: str = ""
 
 
-def header(title: str, *, crumb: str = "", state: RunState | None = None, chips: Sequence[Chip] = ()) -> None:
-    """The head of a page."""
+def header(
+    title: str,
+    *,
+    crumb: str = "",
+    of: tuple[str, str] | None = None,
+    state: RunState | None = None,
+    chips: Sequence[Chip] = (),
+) -> None:
+    """The head of a page; `of` is what its subject belongs to, a name and the address of its page."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if state is not None:
         parts.append(badge(state))
+    if of is not None:
+        name, address = map(html.escape, of)
+        parts.append(f"<a class='n2n-of' href='{address}' target='_self'>{name}</a>")
     if crumb:
         parts.append(f"<span class='n2n-crumb'>{html.escape(crumb)}</span>")
     parts.append(f"<div class='n2n-chips'>{''.join(_chip(chip) for chip in chips)}</div>")

@@ -252,6 +252,8 @@ function press(root, event) {
   if (`${getSelection()}`) return;
   // a plain click on a row with a link stays in this session; any other click on the link is the browser's own
   const link = row.querySelector("a");
+  const pressed = target.closest("a");
+  if (pressed && pressed !== link) return;  // a second link leads elsewhere, and the browser there
   if (link && !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)) {
     event.preventDefault();
     said.setTriggerValue("opened", id);

@@ -17,7 +17,8 @@ class Column:
     Attributes:
         key: of its cells.
         title: over it.
-        kind: text, number (to the right), name (cut at a width), clip (takes what is left, cut), wrap, mono.
+        kind: text, number (to the right), name (cut at a width), link (cut at a smaller one, for links that lead away
+            from the row's own), clip (takes what is left, cut), wrap, mono.
         help: what it means, shown on hover.
         minor: left out on a narrow screen.
         sort: what the table is asked to be sorted by when its title is pressed; nothing: it cannot be.
@@ -26,7 +27,7 @@ class Column:
 
     key: str
     title: str
-    kind: Literal["text", "number", "name", "clip", "wrap", "mono", "mono clip"] = "text"
+    kind: Literal["text", "number", "name", "link", "clip", "wrap", "mono", "mono clip"] = "text"
     help: str = ""
     minor: bool = False
     sort: str = ""
@@ -43,7 +44,8 @@ class Cell:
         tone: accent, good, warn, bad, muted, or none.
         glyph: in front of the text.
         bar: a share from 0 to 1, drawn in front of the text.
-        href: where the row leads; a plain click on the row reports its id instead.
+        href: where the row leads; a plain click on the row reports its id instead. A second link of a row is followed
+            by the browser.
         spark: a small curve in place of the text: its points, x and y from 0 to 1, y upwards. The text describes it.
         chips: words, each in a frame of its own, in front of the text.
         edit: what editing the cell starts with, in a column that can be edited; the text when empty.

@@ -46,7 +46,8 @@ def head(run: RunDetail, now: datetime) -> None:
     worker = f" · worker {run.worker}" if run.worker else ""
     archived = " · archived" if run.archived else ""
     crumb = f"{run.id}{worker} · attempt {run.attempt}{archived}" + "".join(f" · #{tag}" for tag in run.tags)
-    header(run.name, state=run.state, crumb=crumb, chips=chips)
+    experiment = (run.experiment or run.experiment_id)[:200], f"./?q=experiment:{run.experiment_id}"
+    header(run.name, state=run.state, of=experiment, crumb=crumb, chips=chips)
     notes = run.notes.strip()
     if notes:
         note(notes if len(notes) <= SHOWN_NOTES else f"{notes[:SHOWN_NOTES]} … (Edit shows all of it)")

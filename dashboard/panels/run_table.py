@@ -15,6 +15,7 @@ from nanollama.api.status import RunState
 
 COLUMNS = (
     Column("name", "run", "name", sort="name"),
+    Column("experiment", "experiment", "link", minor=True, help="press it to see its runs alone"),
     Column("state", "state", sort="state"),
     Column("progress", "progress", sort="step", help="share of the steps that are done"),
     Column(
@@ -58,6 +59,7 @@ def row(run: Run, now: datetime, curve: Curve, scale: Scale, log: str = "") -> R
         detail=log,
         cells={
             "name": Cell(run.name, title=f"{run.name[:200]} · {run.id}", href=f"run?run={run.id}"),
+            "experiment": experiment_link(run),
             "state": Cell(run.state.value.lower(), glyph=glyph, tone=tone, title=STATE_HELP.get(run.state, "")),
             "progress": Cell(f"{share:.0%}", bar=share, title=steps),
             "excess": Cell(mnat(p.excess), title=against),
@@ -70,6 +72,12 @@ def row(run: Run, now: datetime, curve: Curve, scale: Scale, log: str = "") -> R
             "remark": Cell(remark, title=whole, act=_button(run, shown=bool(log))),
         },
     )
+
+
+def experiment_link(run: Run) -> Cell:
+    """The experiment of a run, leading to the list of its runs."""
+    name = run.experiment or run.experiment_id
+    return Cell(name, title=f"{name[:200]} · {run.experiment_id}", href=f"./?q=experiment:{run.experiment_id}")
 
 
 class Scale:

@@ -168,9 +168,9 @@ def _controls() -> tuple[export.View, Size, Options, st.delta_generator.DeltaGen
                 size = cast("Size", _choice("Size", "size", tuple(SIZES)))
             else:
                 x = cast("XKind", _choice("Horizontal axis", "x", XS))
-            unit = _choice("Unit", "unit", ("nats", "bits"))
         places = st.container(horizontal=True, vertical_alignment="center", width="content")
     with st.container(horizontal=True, vertical_alignment="center"):
+        unit = _choice("Unit", "unit", ("nats", "bits"))
         raw, log, band = "noise-free", True, True
         if view != "scaling":
             log = st.toggle("log axes", value=True, key="log", bind="query-params")

@@ -165,6 +165,22 @@ def test_costs_that_nobody_knows_are_called_unknown() -> None:
     assert unknown.why == "the file of the data is not known to the service yet"
 
 
+def test_a_sweep_over_sizes_tells_their_range_and_means() -> None:
+    known = filled().estimate
+    assert known is not None
+    estimate = known.model_copy(
+        update={"parameters_min": 1830, "parameters_max": 100_600, "total_hours": 0.5, "hours_per_run": 0.01}
+    )
+    validation = schemas.Validation(valid=True, num_runs=6, first_run="a", last_run="f", estimate=estimate)
+    told = {fact.name: (fact.value, fact.why) for fact in facts(validation)}
+    assert told["Parameters"][0] == "1.83k to 101k"
+    assert told["Parameters"][1].endswith(" FLOPs a token in the first run")
+    assert told["Device time"] == ("30 min 00 s", "5 min 00 s a run; from the speed of 7 past runs")
+    alike = estimate.model_copy(update={"parameters_min": 41_300, "parameters_max": 41_300})
+    (same,) = (f for f in facts(validation.model_copy(update={"estimate": alike})) if f.name == "Parameters")
+    assert (same.value, "first run" in same.why) == ("41.3k", False)
+
+
 def test_what_the_bound_costs_is_told_beside_the_entropy() -> None:
     estimate = filled().estimate
     assert estimate is not None

@@ -75,6 +75,16 @@ def test_every_filter_that_the_page_offers_can_be_read() -> None:
         assert parse_filter(example)
 
 
+def test_a_run_names_its_experiment_and_leads_to_the_others_of_it(client: FakeClient, visit: Open) -> None:
+    client.add("a1", RunState.RUNNING, name="lr=0.01", step=10, experiment_id="e1", experiment=HOSTILE)
+    client.add("b1", RunState.QUEUED, name="lr=0.01", experiment_id="e2")
+    shown = {row["id"]: row["cells"]["experiment"] for row in sent(visit(), "runs")["rows"]}
+    assert (shown["a1"]["text"], shown["a1"]["href"]) == (HOSTILE, "./?q=experiment:e1")
+    assert shown["b1"]["text"] == "e2", "of a service that does not tell names"
+    page = visit("run", run="a1")
+    assert "<a class='n2n-of' href='./?q=experiment:e1' target='_self'>&lt;script&gt;" in text(page)
+
+
 def test_a_named_filter_fills_the_box(client: FakeClient, visit: Open) -> None:
     client.add("a1", RunState.RUNNING, name="goes", step=10)
     client.add("b1", RunState.QUEUED, name="waits")
