@@ -16,10 +16,10 @@ from backend.settings import Settings
 from nanollama.api.client import Client
 from nanollama.api.status import AttemptState
 from tests.support.acting_worker import ActingRun, ActingWorker
-from tests.support.browser import PATIENCE, chromium, visitor
+from tests.support.browser import PATIENCE, visitor
 from tests.support.fake_client import CONFIG_YAML
 from tests.support.page import CHART, chart, serve_page
-from tests.support.service import serve, serve_new_sqlite
+from tests.support.service import serve
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("dashboard-browser")]
@@ -29,48 +29,19 @@ HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> $
 OVERFLOW = "() => document.documentElement.scrollWidth - innerWidth"
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_new_sqlite(tmp_path_factory.mktemp("service")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(service: str) -> Iterator[Client]:
-    with Client(service) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def base(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_page(service, tmp_path_factory.mktemp("page")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def worker(client: Client) -> ActingWorker:
-    return ActingWorker(client)
-
-
-def begin(client: Client, worker: ActingWorker, name: str = "acted") -> ActingRun:
+def begin(api: Client, worker: ActingWorker, name: str = "acted") -> ActingRun:
     """A run that is at step 300 of 1000, with two checkpoints."""
-    client.submit(yaml=CONFIG_YAML, name=name, tags=["exp2"])
+    api.submit(yaml=CONFIG_YAML, name=name, tags=["exp2"])
     run = worker.start()
     run.train(300, checkpoint_period=150)
     return run
 
 
 @pytest.fixture
-def run(client: Client, worker: ActingWorker) -> Iterator[ActingRun]:
-    started = begin(client, worker)
+def run(api: Client, worker: ActingWorker) -> Iterator[ActingRun]:
+    started = begin(api, worker)
     yield started
-    if not client.run(started.lease.run_id).state.terminal:
+    if not api.run(started.lease.run_id).state.terminal:
         started.report(AttemptState.FAILED, reason="the test is over")
 
 
@@ -122,7 +93,7 @@ def test_zoom_survives_live_ticks_and_polling_ends_with_the_run(browser: Browser
 
 
 def test_runs_are_listed_live_and_lead_to_their_page(
-    browser: Browser, base: str, client: Client, worker: ActingWorker, run: ActingRun
+    browser: Browser, base: str, api: Client, worker: ActingWorker, run: ActingRun
 ) -> None:
     with visitor(browser, base) as window:
         page = window.open("/")
@@ -141,8 +112,8 @@ def test_runs_are_listed_live_and_lead_to_their_page(
         assert window.strangers == []
 
 
-def test_search_and_state_are_in_the_address(browser: Browser, base: str, client: Client, run: ActingRun) -> None:
-    client.submit(yaml=CONFIG_YAML, name="needle")
+def test_search_and_state_are_in_the_address(browser: Browser, base: str, api: Client, run: ActingRun) -> None:
+    api.submit(yaml=CONFIG_YAML, name="needle")
     with visitor(browser, base) as window:
         page = window.open("/")
         page.get_by_label("Filter", exact=True).fill("needle")
@@ -158,7 +129,7 @@ def test_search_and_state_are_in_the_address(browser: Browser, base: str, client
         page.get_by_role("button", name="queued").click()
         page.get_by_role("button", name="failed").click()
         expect(page.get_by_text("No run matches")).to_be_visible()
-    client.cancel(client.runs(search="needle").items[0].id)
+    api.cancel(api.runs(search="needle").items[0].id)
 
 
 def test_cancelling_a_running_run_waits_for_its_worker(browser: Browser, base: str, run: ActingRun) -> None:

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from dashboard.data.compare import entries
 from nanollama.api.client import Client
 from tests.support.accessibility import violations
 from tests.support.acting_worker import ActingRun
-from tests.support.browser import PATIENCE, Visitor, chromium, visitor
+from tests.support.browser import PATIENCE, Visitor, visitor
 from tests.support.fake_compare import report_sweep, send, width_and_seed
-from tests.support.page import serve_page
-from tests.support.service import serve_new_sqlite
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("dashboard-browser")]
@@ -52,34 +49,10 @@ CHART = """(name) => {
 LOSS, EXCESS = "loss-against-step", "excess-against-step"
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_new_sqlite(tmp_path_factory.mktemp("service")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(service: str) -> Iterator[Client]:
-    with Client(service) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def sweep(client: Client) -> list[ActingRun]:
+@pytest.fixture(scope="module", autouse=True)
+def sweep(api: Client) -> list[ActingRun]:
     """Four widths by three seeds, the last run under way."""
-    return report_sweep(client)
-
-
-@pytest.fixture(scope="module")
-def base(service: str, sweep: list[ActingRun], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_page(service, tmp_path_factory.mktemp("page")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
+    return report_sweep(api)
 
 
 def chart(page: Page, name: str = LOSS, *, groups: int = 4) -> Any:
@@ -158,7 +131,7 @@ def test_what_is_chosen_is_a_link_that_shows_the_same_to_somebody_else(
 
 
 def test_zoom_and_hidden_lines_survive_live_points_and_labels_follow(
-    browser: Browser, base: str, client: Client, sweep: list[ActingRun]
+    browser: Browser, base: str, api: Client, sweep: list[ActingRun]
 ) -> None:
     live = sweep[-1]
     with visitor(browser, base) as window:
@@ -174,7 +147,7 @@ def test_zoom_and_hidden_lines_survive_live_points_and_labels_follow(
         page.locator(f'.n2n-plot[data-name="{name}"] .annotation', has_text="emb_dim 16").click()
         eventually(lambda: chart(page, name, groups=2)["hidden"] == ["emb_dim 16"], what="the hidden line")
         end = before["ends"]["emb_dim 128"]
-        width, seed = width_and_seed(client.run(live.lease.run_id).config)
+        width, seed = width_and_seed(api.run(live.lease.run_id).config)
         send(live, width, seed, 800)
         eventually(lambda: chart(page, name, groups=2)["ends"]["emb_dim 128"] > end, within=60, what="the new points")
         after = chart(page, name, groups=2)
@@ -225,7 +198,7 @@ def test_figures_data_and_program_are_exported(browser: Browser, base: str, serv
 
 @pytest.mark.parametrize(("view", "size"), [("small multiples", "parameters"), ("scaling", "parameters")])
 def test_programs_of_the_other_views_run_as_they_stand(
-    client: Client,
+    api: Client,
     service: str,
     sweep: list[ActingRun],
     tmp_path: Path,
@@ -236,8 +209,8 @@ def test_programs_of_the_other_views_run_as_they_stand(
     from dashboard import data, export  # noqa: PLC0415
     from dashboard.charts.compare import Options  # noqa: PLC0415
 
-    monkeypatch.setattr(data, "client", lambda: client)
-    runs = [client.run(run.lease.run_id) for run in sweep]
+    monkeypatch.setattr(data, "client", lambda: api)
+    runs = [api.run(run.lease.run_id) for run in sweep]
     groups = grouped(entries(runs, "step", log_x=True))
     assert [g.size("parameters") for g in groups] == sorted(g.size("parameters") or 0 for g in groups)
     path = tmp_path / "comparison.py"
@@ -297,13 +270,13 @@ def test_it_can_be_used_by_keyboard_alone(browser: Browser, base: str, sweep: li
 
 
 # the last one: from here on its run is the newest, which the page compares by itself
-def test_zoom_reads_finer_points(browser: Browser, base: str, client: Client) -> None:
+def test_zoom_reads_finer_points(browser: Browser, base: str, api: Client) -> None:
     yaml = "\n".join(
         line
         for line in (Path(__file__).parents[2] / "configs/gssm/debug.yaml").read_text().splitlines()
         if not line.startswith("grid")
     )
-    (long,) = report_sweep(client, yaml=yaml, name="long", leave_running=1)
+    (long,) = report_sweep(api, yaml=yaml, name="long", leave_running=1)
     send(long, 64, 0, 5000, period=1)
     with visitor(browser, base) as window:
         page = compare(window, f"?runs={long.lease.run_id}&log=false")

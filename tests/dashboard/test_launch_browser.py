@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ from nanollama.api.client import Client
 from nanollama.api.status import AttemptState
 from tests.support.accessibility import violations
 from tests.support.acting_worker import ActingWorker
-from tests.support.browser import PATIENCE, Visitor, chromium, visitor
-from tests.support.page import serve_page
-from tests.support.service import SPEC_YAML, serve_new_sqlite
+from tests.support.browser import PATIENCE, Visitor, visitor
+from tests.support.service import SPEC_YAML
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("dashboard-launch")]
@@ -27,38 +25,6 @@ OVERFLOW = """() => {
   return Math.max(document.documentElement.scrollWidth - innerWidth, main.scrollWidth - main.clientWidth);
 }"""
 SELECT = "(area, word) => { const i = area.value.indexOf(word); area.setSelectionRange(i, i + word.length); }"
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_new_sqlite(tmp_path_factory.mktemp("service")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(service: str) -> Iterator[Client]:
-    with Client(service) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def base(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_page(service, tmp_path_factory.mktemp("page")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def window(browser: Browser, base: str) -> Iterator[Visitor]:
-    with visitor(browser, base) as opened:
-        yield opened
-        assert opened.strangers == []
-        assert opened.complaints() == []
 
 
 def area(page: Page) -> Locator:
@@ -76,7 +42,7 @@ def overwrite(page: Page, word: str, by: str) -> None:
     page.keyboard.type(by)
 
 
-def test_from_an_empty_laboratory_to_a_sweep_its_graph_and_its_queue(window: Visitor, client: Client) -> None:
+def test_from_an_empty_laboratory_to_a_sweep_its_graph_and_its_queue(window: Visitor, api: Client) -> None:
     page = window.open("/data")
     expect(page.get_by_text("No graph is known yet")).to_be_visible()
     page.get_by_role("button", name="Write a config and launch it").click()
@@ -96,13 +62,13 @@ def test_from_an_empty_laboratory_to_a_sweep_its_graph_and_its_queue(window: Vis
     page.get_by_role("button", name="Submit 2 runs").click()
     page.wait_for_url("**/?q=experiment*")
     expect(page.locator("tbody tr")).to_have_count(2)
-    (experiment,) = client.experiments().items
+    (experiment,) = api.experiments().items
     assert (experiment.name, experiment.num_runs) == (HOSTILE, 2)
 
     page.get_by_role("link", name="Data").click()
     page.get_by_role("button", name="Compute the bound").click()
     expect(page.get_by_role("table", name="Graphs, newest first")).to_contain_text("queued")
-    (gssm,) = client.gssms().items
+    (gssm,) = api.gssms().items
     assert gssm.bound.state == "queued"
     expect(page.locator(".n2n-drawing svg")).to_be_visible()
 
@@ -116,13 +82,13 @@ def test_from_an_empty_laboratory_to_a_sweep_its_graph_and_its_queue(window: Vis
     expect(queue).to_contain_text("the queue is paused")
     page.get_by_role("button", name="Resume the queue").click()
     expect(page.get_by_role("button", name="Pause the queue")).to_be_visible()
-    assert client.queue().paused_since is None
+    assert api.queue().paused_since is None
     for box in queue.locator("tbody input[type=checkbox]").all():
         box.check()
     page.get_by_role("button", name="Cancel 3 jobs").click()
     page.get_by_role("button", name="Yes, cancel them").click()
     expect(page.get_by_text("Nothing waits", exact=True)).to_be_visible()
-    assert client.queue().waiting == 0
+    assert api.queue().waiting == 0
     assert page.evaluate("() => window.hacked") is None
 
 
@@ -181,22 +147,22 @@ def test_the_form_is_in_the_address(window: Visitor, browser: Browser, base: str
         expect(status(other.page)).to_have_text(re.compile("^Valid"))
 
 
-def test_a_double_click_right_after_typing_submits_what_was_typed_once(window: Visitor, client: Client) -> None:
+def test_a_double_click_right_after_typing_submits_what_was_typed_once(window: Visitor, api: Client) -> None:
     page = window.open("/launch?template=debug")
     expect(page.get_by_role("button", name="Submit 1 run")).to_be_enabled()
     overwrite(page, "name: debug", "name: typed-last")
     page.get_by_role("button", name="Submit 1 run").dblclick()
     page.wait_for_url("**/run?run=*")
     expect(page.locator("h1")).to_have_text("typed-last")
-    (run,) = client.runs(filter="name~typed-last").items
+    (run,) = api.runs(filter="name~typed-last").items
     assert page.url.endswith(run.id)
-    client.cancel(run.id)
+    api.cancel(run.id)
 
 
-def test_a_worker_is_seen_with_what_it_holds_and_can_be_drained(window: Visitor, client: Client) -> None:
-    worker = ActingWorker(client)
-    experiment = client.submit(yaml=SPEC_YAML, name="held")
-    waiting = client.submit(yaml=SPEC_YAML, name="waits", priority=-3).runs[0].id
+def test_a_worker_is_seen_with_what_it_holds_and_can_be_drained(window: Visitor, api: Client) -> None:
+    worker = ActingWorker(api)
+    experiment = api.submit(yaml=SPEC_YAML, name="held")
+    waiting = api.submit(yaml=SPEC_YAML, name="waits", priority=-3).runs[0].id
     run = worker.start()
     page = window.open(f"/workers?worker={worker.id}")
     held = page.get_by_role("table", name="Runs that it holds")
@@ -205,7 +171,7 @@ def test_a_worker_is_seen_with_what_it_holds_and_can_be_drained(window: Visitor,
     expect(held).to_contain_text("50%")
     page.get_by_role("button", name="Drain").click()
     expect(page.get_by_role("table", name="Workers")).to_contain_text("draining")
-    assert any(w.id == worker.id and w.drain_requested for w in client.workers())
+    assert any(w.id == worker.id and w.drain_requested for w in api.workers())
     page.get_by_role("button", name="Let it take jobs again").click()
     expect(page.get_by_role("button", name="Drain")).to_be_visible()
     row = page.get_by_role("table", name="Jobs that wait").locator(f"tr[data-id={waiting}]")
@@ -213,7 +179,7 @@ def test_a_worker_is_seen_with_what_it_holds_and_can_be_drained(window: Visitor,
     held.get_by_role("link").click()
     page.wait_for_url(f"**/run?run={experiment.runs[0].id}")
     run.report(AttemptState.CANCELLED, reason="the test is over")
-    client.cancel(waiting)
+    api.cancel(waiting)
 
 
 @pytest.mark.slow
@@ -234,9 +200,9 @@ def test_a_text_of_five_megabytes_is_a_problem_and_the_editor_stays_usable(windo
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("view", ["launch?template=debug", "launch", "data", "workers"])
 def test_it_is_accessible_and_a_narrow_screen_needs_no_sideways_scrolling(
-    browser: Browser, base: str, client: Client, view: str, *, dark: bool
+    browser: Browser, base: str, api: Client, view: str, *, dark: bool
 ) -> None:
-    client.add_gssm(yaml=SPEC_YAML)
+    api.add_gssm(yaml=SPEC_YAML)
     with visitor(browser, base, width=420, dark=dark) as window:
         page = window.open(f"/{view}")
         if view == "launch?template=debug":

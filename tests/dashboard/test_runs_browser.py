@@ -13,10 +13,9 @@ from nanollama.api.schemas import RunPatch
 from nanollama.api.status import AttemptState, RunState
 from tests.support.accessibility import violations
 from tests.support.acting_worker import ActingRun, ActingWorker
-from tests.support.browser import PATIENCE, Visitor, chromium, visitor
+from tests.support.browser import PATIENCE, Visitor, visitor
 from tests.support.fake_client import CONFIG_YAML
-from tests.support.page import CHART, chart, serve_page
-from tests.support.service import serve_new_sqlite
+from tests.support.page import CHART, chart
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("dashboard-runs")]
@@ -26,47 +25,9 @@ HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> $
 LATER = "([...document.querySelectorAll('.n2n-chip')].at(-1)?.textContent ?? '')"
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_new_sqlite(tmp_path_factory.mktemp("service")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(service: str) -> Iterator[Client]:
-    with Client(service) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def base(service: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serve_page(service, tmp_path_factory.mktemp("page")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def worker(client: Client) -> ActingWorker:
-    return ActingWorker(client)
-
-
-@pytest.fixture
-def window(browser: Browser, base: str) -> Iterator[Visitor]:
-    with visitor(browser, base) as opened:
-        yield opened
-        assert opened.strangers == []
-        assert opened.complaints() == []
-        assert opened.page.evaluate("() => window.hacked") is None
-
-
-def begin(client: Client, worker: ActingWorker, name: str = "acted") -> ActingRun:
+def begin(api: Client, worker: ActingWorker, name: str = "acted") -> ActingRun:
     """A run that is at step 300 of 1000, with two checkpoints and four evaluations."""
-    client.submit(yaml=CONFIG_YAML, name=name, tags=["exp2"])
+    api.submit(yaml=CONFIG_YAML, name=name, tags=["exp2"])
     run = worker.start()
     run.train(300, checkpoint_period=150)
     for step in (50, 100, 150, 300):
@@ -75,12 +36,12 @@ def begin(client: Client, worker: ActingWorker, name: str = "acted") -> ActingRu
 
 
 @pytest.fixture
-def run(client: Client, worker: ActingWorker) -> Iterator[ActingRun]:
-    started = begin(client, worker)
+def run(api: Client, worker: ActingWorker) -> Iterator[ActingRun]:
+    started = begin(api, worker)
     yield started
-    if not client.run(started.lease.run_id).state.terminal:
+    if not api.run(started.lease.run_id).state.terminal:
         started.report(AttemptState.FAILED, reason="the test is over")
-    client.change_run(started.lease.run_id, RunPatch(archived=True))
+    api.change_run(started.lease.run_id, RunPatch(archived=True))
 
 
 def ticks(page: Page, count: int = 2) -> None:
@@ -101,11 +62,11 @@ def drag(page: Page) -> None:
 
 
 def test_selection_and_an_open_log_survive_ticks_and_many_are_retried_at_once(
-    window: Visitor, client: Client, worker: ActingWorker
+    window: Visitor, api: Client, worker: ActingWorker
 ) -> None:
     ids = []
     for i in range(3):
-        failed = begin(client, worker, f"batch {i}")
+        failed = begin(api, worker, f"batch {i}")
         failed.report(AttemptState.FAILED, reason=f"exit code 1: no memory {HOSTILE}")
         ids.append(failed.lease.run_id)
     page = window.open("/?q=batch")
@@ -129,15 +90,15 @@ def test_selection_and_an_open_log_survive_ticks_and_many_are_retried_at_once(
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("button", name="Yes, cancel 3").click()
     expect(page.get_by_text("2 runs asked to stop; 1 passed over")).to_be_visible()
-    assert [client.run(i).state for i in ids] == [RunState.CANCELLED, RunState.CANCELLED, RunState.FAILED]
+    assert [api.run(i).state for i in ids] == [RunState.CANCELLED, RunState.CANCELLED, RunState.FAILED]
     page.get_by_label("Select all that are shown").click()
     expect(page.get_by_text("3 selected")).to_be_visible()
     page.get_by_role("button", name="Archive").click()
     expect(page.get_by_text("No run matches")).to_be_visible()
-    assert all(client.run(i).archived for i in ids)
+    assert all(api.run(i).archived for i in ids)
 
 
-def test_tags_and_notes_are_edited_in_place(window: Visitor, client: Client, run: ActingRun) -> None:
+def test_tags_and_notes_are_edited_in_place(window: Visitor, api: Client, run: ActingRun) -> None:
     run_id = run.lease.run_id
     page = window.open("/")
     row = page.locator(f"tr[data-id={run_id}]")
@@ -149,7 +110,7 @@ def test_tags_and_notes_are_edited_in_place(window: Visitor, client: Client, run
     expect(field).to_have_value(f"exp2, {HOSTILE[:40]}")
     field.press("Enter")
     expect(row.locator(".chip")).to_have_text(["exp2", HOSTILE[:40]])
-    assert client.run(run_id).tags == ["exp2", HOSTILE[:40]]
+    assert api.run(run_id).tags == ["exp2", HOSTILE[:40]]
     row.get_by_role("button", name="Edit notes").click()
     field = page.get_by_label(re.compile("^notes, Enter to keep"))
     field.fill("thrown away")
@@ -159,20 +120,20 @@ def test_tags_and_notes_are_edited_in_place(window: Visitor, client: Client, run
     expect(field).to_have_value("")
     field.fill(HOSTILE)
     field.press("Enter")
-    eventually(lambda: client.run(run_id).notes == HOSTILE, what="the note")
+    eventually(lambda: api.run(run_id).notes == HOSTILE, what="the note")
     expect(row).to_contain_text(HOSTILE)
     row.get_by_role("button", name="Edit tags").click()
     field = page.get_by_label(re.compile("^tags, Enter to keep"))
     field.fill("x" * 65)
     field.press("Enter")
     expect(page.get_by_text("Changing the run failed")).to_be_visible()
-    assert client.run(run_id).tags == ["exp2", HOSTILE[:40]]
+    assert api.run(run_id).tags == ["exp2", HOSTILE[:40]]
 
 
 def test_the_order_is_chosen_by_the_titles_and_kept_in_the_address(
-    window: Visitor, client: Client, run: ActingRun, worker: ActingWorker
+    window: Visitor, api: Client, run: ActingRun, worker: ActingWorker
 ) -> None:
-    other = begin(client, worker, "further on")
+    other = begin(api, worker, "further on")
     other.train(800)
     page = window.open("/?state=running")
     rows = page.locator("tbody tr[data-id]")
@@ -212,7 +173,7 @@ def test_keys_lead_through_the_list_and_can_be_turned_off(window: Visitor, run: 
 
 
 def test_a_mark_on_the_curve_leads_to_its_row_and_zoom_reads_finer_points(
-    window: Visitor, client: Client, run: ActingRun
+    window: Visitor, api: Client, run: ActingRun
 ) -> None:
     run.train(900, period=1)
     page = window.open(f"/run?run={run.lease.run_id}")
@@ -240,8 +201,8 @@ def test_a_mark_on_the_curve_leads_to_its_row_and_zoom_reads_finer_points(
     expect(table.locator("tr.marked")).to_contain_text("150")
 
 
-def test_a_reader_who_has_scrolled_a_table_stays_there(window: Visitor, client: Client, worker: ActingWorker) -> None:
-    client.submit(yaml=CONFIG_YAML, name="many checkpoints")
+def test_a_reader_who_has_scrolled_a_table_stays_there(window: Visitor, api: Client, worker: ActingWorker) -> None:
+    api.submit(yaml=CONFIG_YAML, name="many checkpoints")
     run = worker.start()
     run.train(400, checkpoint_period=20)
     page = window.open(f"/run?run={run.lease.run_id}")
@@ -256,7 +217,7 @@ def test_a_reader_who_has_scrolled_a_table_stays_there(window: Visitor, client: 
     run.report(AttemptState.FAILED, reason="the test is over")
 
 
-def test_training_goes_on_from_a_checkpoint_as_a_new_run(window: Visitor, client: Client, run: ActingRun) -> None:
+def test_training_goes_on_from_a_checkpoint_as_a_new_run(window: Visitor, api: Client, run: ActingRun) -> None:
     page = window.open(f"/run?run={run.lease.run_id}")
     table = page.get_by_role("table", name="Checkpoints, newest first")
     table.get_by_role("button", name="300").click()
@@ -264,9 +225,9 @@ def test_training_goes_on_from_a_checkpoint_as_a_new_run(window: Visitor, client
     page.get_by_role("button", name="Start it").click()
     page.wait_for_url(lambda url: run.lease.run_id not in url)
     expect(page.locator("h1")).to_have_text("acted-from-300")
-    clone = client.run(page.url.rpartition("=")[2])
+    clone = api.run(page.url.rpartition("=")[2])
     assert clone.state is RunState.QUEUED
-    client.cancel(clone.id)
+    api.cancel(clone.id)
 
 
 def test_evaluations_positions_probes_and_the_graph_are_drawn(window: Visitor, run: ActingRun) -> None:

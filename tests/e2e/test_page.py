@@ -17,7 +17,7 @@ from nanollama.api.schemas import ExperimentPatch, Run
 from nanollama.api.status import AttemptState, RunState
 from tests.support.accessibility import violations
 from tests.support.acting_worker import ActingWorker
-from tests.support.browser import PATIENCE, Visitor, chromium, visitor
+from tests.support.browser import PATIENCE, Visitor, visitor
 from tests.support.fake_client import CONFIG_YAML
 from tests.support.laboratory import Laboratory, laboratory
 from tests.support.page import chart
@@ -59,12 +59,6 @@ def lab(started: tuple[Laboratory, Client]) -> Laboratory:
 @pytest.fixture(scope="module")
 def client(started: tuple[Laboratory, Client]) -> Client:
     return started[1]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from nanollama.api.client import Client
 from nanollama.api.schemas import Run, RunPatch
 from nanollama.api.status import RunState
-from tests.support.browser import PATIENCE, chromium, visitor
+from tests.support.browser import PATIENCE, visitor
 from tests.support.laboratory import SWEEP_YAML, Laboratory, laboratory
 from tests.support.page import chart
 from tests.support.waiting import eventually
@@ -38,12 +38,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Laboratory, 
     with laboratory(tmp_path_factory.mktemp("laboratory")) as (running, client):
         running.start_worker()
         yield running, client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 class Camera:
