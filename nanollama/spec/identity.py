@@ -9,7 +9,6 @@ from typing import Any
 
 from nanollama.spec.base import hash_data
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.monitor import OrchestrationSpec, UtilsSpec
 
 LEARNT = ("app", "data", "model", "optim")
 """Sections of a config that determine what a run learns; so does the seed among the others, and where it starts."""
@@ -23,8 +22,9 @@ def training_hash(spec: ExperimentSpec) -> str:
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     """A full resolved config, as plain data, without what may change between two attempts: where and how it runs."""
+    kept = {name: config[name] if name in LEARNT else value for name, value in _defaults().items()}
     seed = config["orchestration"]["utils"]["seed"]
-    kept = {name: config[name] if name in LEARNT else value for name, value in _defaults(seed).items()}
+    kept["orchestration"] = {**kept["orchestration"], "utils": {**kept["orchestration"]["utils"], "seed": seed}}
     checked = {"kernels_hash"}  # what is only compared, and when a batch is drawn, change nothing in it
     data = {key: value for key, value in config["data"].items() if key not in checked}
     origin = start(config)
@@ -46,16 +46,14 @@ def start(config: Mapping[str, Any]) -> str | None:
 
 
 @cache
-def _defaults(seed: int) -> dict[str, Any]:
-    """What stands in the place of each section that does not matter."""
+def _defaults() -> dict[str, Any]:
+    """What stands in the place of each section that does not matter; where it starts is absent."""
     values: dict[str, Any] = {}
     for name, field in ExperimentSpec.model_fields.items():
         default = None if name in LEARNT else field.get_default(call_default_factory=True)
         values[name] = None if default is None else default.model_dump(mode="json")
-    orchestration = OrchestrationSpec(utils=UtilsSpec(seed=seed)).model_dump(mode="json")
-    for key in (START, "start_digest"):  # absent, so that the hashes of older versions stay what they were
-        del orchestration["checkpoint"][key]
-    values["orchestration"] = orchestration
+    for key in (START, "start_digest"):  # so that the hashes of older versions stay what they were
+        del values["orchestration"]["checkpoint"][key]
     return values
 
 

@@ -11,6 +11,10 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.representer import SafeRepresenter
+from yaml.resolver import Resolver
 
 from nanollama.spec.base import Note, Problem, SpecError, parse
 from nanollama.spec.translation import origin, translate
@@ -24,17 +28,25 @@ GRID_ID = "grid_id"
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+class _Rules(Composer, SafeConstructor, Resolver):
     """Safe YAML with the floats and booleans of YAML 1.2: `1e-3` is a number, `no` is a string.
 
-    Aliases, which can make a small text enormous, and duplicate keys are refused.
+    Aliases, which can make a small text enormous, and duplicate keys are refused. Nodes are composed here, whoever
+    reads the text: a nesting that is too deep is then an error, and not the end of the process.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call] # the stubs leave it bare
+        if self.check_event(yaml.events.AliasEvent):  # type: ignore[attr-defined] # of the parser beside it
+            mark = self.peek_event().start_mark  # type: ignore[attr-defined]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed; write the value out", mark)
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, ValueError):  # a tag on something else: `!!int word`
+            message = f"this is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -50,21 +62,44 @@ class _Loader(yaml.SafeLoader):
 
 
 _REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
-_Loader.yaml_implicit_resolvers = {
+_Rules.yaml_constructors = {  # only what JSON has too
+    tag: construct
+    for tag, construct in SafeConstructor.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] not in ("timestamp", "binary", "set", "omap", "pairs")
+}
+_Rules.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _FLOAT = re.compile(
     r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|nan))$"
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_implicit_resolver(
+_Rules.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Rules.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that _Loader would take for something else, and never writes an alias, which it refuses."""
+class PythonLoader(_Rules, yaml.SafeLoader):
+    """Where PyYAML was built without libyaml."""
+
+
+_Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class LibyamlLoader(_Rules, _Fast):  # type: ignore[misc] # whichever there is
+    """Several times as fast: a sweep that lists its values may have hundreds of kilobytes."""
+
+    def __init__(self, stream: str) -> None:
+        _Fast.__init__(self, stream)
+        Composer.__init__(self)
+
+
+_Loader = LibyamlLoader if yaml.__with_libyaml__ else PythonLoader
+
+
+class _Writing(SafeRepresenter, Resolver):
+    """Quotes the strings that loaders would take for something else, and never writes an alias, which they refuse."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base class names it
         return True
@@ -75,8 +110,12 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 
-_Dumper.add_representer(str, _Dumper.represent_str)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Writing.add_representer(str, _Writing.represent_str)
+_Writing.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+class _Dumper(_Writing, getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc] # chosen when it runs
+    """Writes what load_yaml reads."""
 
 
 def load_yaml(text: str | bytes) -> Any:

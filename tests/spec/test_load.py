@@ -14,6 +14,8 @@ from nanollama.spec.base import Problem, SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.load import (
     MAX_BYTES,
+    LibyamlLoader,
+    PythonLoader,
     apply_override,
     dump_yaml,
     expand_variables,
@@ -23,6 +25,7 @@ from nanollama.spec.load import (
     read_document,
 )
 from tests.support.examples import experiment
+from tests.support.service import SPEC_YAML
 
 
 def only_problem(text: str | bytes) -> Problem:
@@ -79,6 +82,9 @@ def test_broken_yaml_has_line_and_column() -> None:
         ("? [1, 2]\n: 3", "plain word"),
         ("a: !!python/object/apply:os.system ['true']", "broken YAML"),
         ("a: \x00", "not YAML"),
+        ("a: !!int word", "this is no int"),
+        ("a: !!bool maybe", "this is no bool"),
+        ("a: !!set {b}", "could not determine a constructor"),
         ("[" * 5000, "nested too deeply"),
     ],
 )
@@ -193,3 +199,101 @@ def test_dump_and_load_round_trip() -> None:
 def test_any_string_is_dumped_so_that_it_is_read_back_as_that_string(text: str) -> None:
     data = {"name": text, "list": [text, text]}
     assert load_yaml(dump_yaml(data)) == data
+
+
+# -- libyaml and PyYAML's own parser -----------------------------------------------------------------------------------
+
+
+def outcome(text: str, loader: Any) -> Any:
+    """What a loader makes of a text: the value, or the place of what is wrong with it."""
+    try:
+        return repr(yaml.load(text, Loader=loader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        assert mark is not None
+        return mark.line + 1, mark.column + 1
+    except (yaml.YAMLError, RecursionError) as error:
+        return type(error).__name__
+
+
+def test_libyaml_is_here() -> None:
+    assert LibyamlLoader.__mro__[2].__name__ == "Composer"
+    assert "CParser" in [base.__name__ for base in LibyamlLoader.__mro__]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "1e-3",
+            ".5",
+            "-.inf",
+            "1_000",
+            "0x10",
+            "0o7",
+            "1:30",
+            "no",
+            "True",
+            "~",
+            "",
+            "2026-11-24",
+            "<<: {a: 1}\nb: 2",
+        ),
+        *("a: |\n  x\n  y\n", "a: >-\n  x\n  y\n", "'it''s'", '"\\u00e9\\t"', "# nothing", "--- 1\n...\n"),
+        *("a: 1\nb: [1, 2\nc: 3\n", "a: 1\n b: 2", "a:\n  - 1\n - 2", "a: 'open\nb: 1", "a: b: c", "- 1\na: 2"),
+        *(
+            "a: 1\nb: 2\na: 3",
+            "{a: {b: 1, b: 2}}",
+            "a: &x [1]\nb: *x",
+            "a: *nowhere",
+            "&a [*a]",
+            "? [1]\n: 3",
+            "? {}\n: 3",
+        ),
+        *(
+            "a: !!timestamp 2026-11-24",
+            "a: !!binary x",
+            "a: !!set {b}",
+            "a: !!omap [b: 1]",
+            "a: !!int x",
+            "a: !!bool x",
+        ),
+        *("a: !!int ''", "a: !!python/name:os.system", "a: !mine 3", "a: 1\n---\nb: 2", "a: @b", "%x", "a: \x00"),
+        *("[" * 5000, "{a: " * 5000, "- " * 5000),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_both_parsers_say_the_same_of_right_and_wrong_texts(text: str) -> None:
+    assert outcome(text, LibyamlLoader) == outcome(text, PythonLoader)
+
+
+Plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["1e-3", "no", "on", "="])
+Data = st.recursive(
+    Plain, lambda some: st.lists(some) | st.dictionaries(st.text() | st.integers() | st.booleans(), some)
+)
+
+
+@settings(deadline=None)
+@given(data=Data, flow=st.sampled_from([None, True, False]), style=st.sampled_from([None, '"', "'", "|", ">"]))
+def test_both_parsers_read_the_same_values(data: Any, flow: bool | None, style: str | None) -> None:
+    text = yaml.dump(data, Dumper=NoAliases, default_flow_style=flow, default_style=style, allow_unicode=True)
+    assert outcome(text, LibyamlLoader) == outcome(text, PythonLoader)
+    assert outcome(dump_yaml({"a": data}), LibyamlLoader) == outcome(dump_yaml({"a": data}), PythonLoader)
+
+
+class NoAliases(yaml.SafeDumper):
+    """PyYAML's own writer, in any style, but for aliases, which are refused."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base class names it
+        return True
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_both_parsers_find_the_same_fault_of_a_config_on_the_same_line(data: st.DataObject) -> None:
+    """Tabs apart, and colons within words of flow collections, where libyaml keeps to another letter of YAML 1.1."""
+    place = data.draw(st.integers(0, len(SPEC_YAML) - 1))
+    wrong = data.draw(st.sampled_from(["", " ", "\n", "-", "- ", "]", "'", "#", "&a ", "*a", "\n\n", "@"]))
+    text = SPEC_YAML[:place] + wrong + SPEC_YAML[place + data.draw(st.integers(0, 1)) :]
+    ours, theirs = outcome(text, LibyamlLoader), outcome(text, PythonLoader)
+    assert (ours[0] if isinstance(ours, tuple) else ours) == (theirs[0] if isinstance(theirs, tuple) else theirs)
