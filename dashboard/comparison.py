@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from dashboard.fits import Point
@@ -64,7 +65,7 @@ class Entry:
     evaluations: tuple[Point, ...] = ()
     sizes: Mapping[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def world(self) -> str:
         """Which data it learns from: runs of the same world have the same bound."""
         kept = {k: v for k, v in self.config.items() if k.startswith(("data.gssm.", "data.path"))}
@@ -99,12 +100,12 @@ class Group:
         """Whether one of its runs is."""
         return any(e.run.state is RunState.RUNNING for e in self.entries)
 
-    @property
+    @cached_property
     def worlds(self) -> frozenset[str]:
         """The data that its runs learn from."""
         return frozenset(e.world for e in self.entries)
 
-    @property
+    @cached_property
     def excess(self) -> Excess | None:
         """Mean over its runs; the error is over runs where there are two or more, otherwise the run's own."""
         known = [e.excess for e in self.entries if e.excess is not None]

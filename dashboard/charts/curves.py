@@ -7,10 +7,12 @@ Axis ranges depend only on the run's plan, never on its progress: a live tick le
 from __future__ import annotations
 
 import html
+import json
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dashboard.figure import Axis, draw_bound, frame, label_end, minor_ticks
@@ -29,6 +31,11 @@ class Chart:
     figure: dict[str, Any]
     alt: str
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def text(self) -> str:
+        """The figure as JSON, made once however many viewers it is sent to; complete by the time it is first read."""
+        return json.dumps(self.figure, separators=(",", ":"))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ function listen(root) {
 
 export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
   const root = parentElement.querySelector(".n2n-plot");
+  data = { ...data, figure: JSON.parse(data.figure) };
   // a copy: Plotly zooms by changing the numbers of the range that it was given
   const range = data.figure.layout.xaxis?.range?.slice();
   root.said = { listen: data.listen, range, setStateValue, setTriggerValue };

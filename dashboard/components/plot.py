@@ -36,7 +36,7 @@ def plot(chart: Chart, key: str, *, listen: bool = False) -> PlotReply:
         key: its name, unique on the page; an exported picture is named after it.
         listen: report clicks on points that have ids, and the horizontal range that is zoomed in on.
     """
-    data = {"figure": chart.figure, "alt": chart.alt, "name": key, "listen": listen}
+    data = {"figure": chart.text, "alt": chart.alt, "name": key, "listen": listen}
     result = _mount(
         data=data, key=key, default={"zoom": None}, on_zoom_change=lambda: None, on_clicked_change=lambda: None
     )

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import streamlit as st
 
 from dashboard import data
 from dashboard.comparison import Entry, Excess, flatten, tail_mean
+from dashboard.data.shared import once, steady
 from dashboard.figure import Axis, XKind
 from dashboard.fits import Point
 from nanollama.api import schemas
@@ -28,6 +29,7 @@ PARALLEL = 8  # requests for configs under way at once
 LONG = 600.0  # seconds that what has ended is kept
 
 Window = tuple[float, float] | None
+NO_VALUES: Mapping[str, schemas.MetricValues] = {}
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def named(ids: tuple[str, ...]) -> list[schemas.Run]:
 
 def entries(
     runs: Sequence[schemas.Run], x: XKind, *, log_x: bool, raw: bool = False, window: Window = None
-) -> list[Entry]:
-    """Everything that is drawn of runs.
+) -> tuple[Entry, ...]:
+    """Everything that is drawn of runs; the very same entries while nothing has changed.
 
     Args:
         runs: which.
@@ -82,7 +84,7 @@ def entries(
         window: the part of the axis that is zoomed in on, which is read finer; None: all of it.
     """
     if not runs:
-        return []
+        return ()
     details = _details(runs)
     known = values([run.id for run in runs])
     count = max(FEWEST_POINTS, min(MOST_POINTS, TOTAL_POINTS // len(runs)))
@@ -92,27 +94,48 @@ def entries(
     held_out = _curves(runs, ("eval/excess", "eval/excess_stderr"), View(x, log_x=log_x))
     lossy = list(runs) if raw else [run for run in runs if "excess" not in main[run.id].series]
     losses = _zoomed(lossy, ("loss",), view) if lossy else {}
-    made = []
-    for run in runs:
-        paired, loss = main[run.id].series.get("excess"), None
-        if run.id in losses:
-            loss = losses[run.id].series.get("loss")
-        bound = bounds[run.id].series.get("bound")
-        newest = known.get(run.id, {})
-        per_step = _per_step(newest.get("flops"))
-        made.append(
-            Entry(
-                run=run,
-                config=flatten(details[run.id].config),
-                excess=standing(newest, details[run.id].result, paired, run),
-                curve=paired,
-                loss=loss,
-                bound=bound.summary if bound else None,
-                evaluations=_points(held_out[run.id], x, per_step),
-                sizes=_sizes(details[run.id], per_step),
-            )
+
+    def entry(run: schemas.Run) -> Entry:
+        sources = _Sources(
+            steady(("run", run.id), run),
+            details[run.id],
+            known.get(run.id, NO_VALUES),
+            main[run.id],
+            bounds[run.id],
+            held_out[run.id],
+            losses.get(run.id),
         )
-    return made
+        return once(("entry", run.id, view), sources, lambda: _entry(sources, x))
+
+    made = tuple(map(entry, runs))
+    return once(("entries", tuple(run.id for run in runs), view), made, lambda: made)
+
+
+class _Sources(NamedTuple):
+    """What is known of a run that is drawn."""
+
+    run: schemas.Run
+    detail: schemas.RunDetail
+    newest: Mapping[str, schemas.MetricValues]
+    excess: schemas.Metrics
+    bound: schemas.Metrics
+    held_out: schemas.Metrics
+    loss: schemas.Metrics | None
+
+
+def _entry(of: _Sources, x: XKind) -> Entry:
+    paired, bound = of.excess.series.get("excess"), of.bound.series.get("bound")
+    per_step = _per_step(of.newest.get("flops"))
+    return Entry(
+        run=of.run,
+        config=once(("flat", of.detail.id), (of.detail,), lambda: flatten(of.detail.config)),
+        excess=standing(of.newest, of.detail.result, paired, of.run),
+        curve=paired,
+        loss=of.loss.series.get("loss") if of.loss is not None else None,
+        bound=bound.summary if bound else None,
+        evaluations=_points(of.held_out, x, per_step),
+        sizes=_sizes(of.detail, of.run.progress, per_step),
+    )
 
 
 def sparks(ids: Sequence[str]) -> dict[str, schemas.Series]:
@@ -127,7 +150,8 @@ def values(ids: Sequence[str]) -> dict[str, dict[str, schemas.MetricValues]]:
     """Newest and best values of runs."""
     found: dict[str, dict[str, schemas.MetricValues]] = {}
     for start in range(0, len(ids), MAX_VALUES):
-        found |= {each.run_id: each.values for each in _values(tuple(ids[start : start + MAX_VALUES]))}
+        for each in _values(tuple(ids[start : start + MAX_VALUES])):
+            found[each.run_id] = steady(("values", each.run_id), each.values)
     return found
 
 
@@ -168,7 +192,7 @@ def _curves(runs: Sequence[schemas.Run], keys: tuple[str, ...], view: View) -> d
         found |= {each.run_id: each for each in _ended_curves(ended, keys, view).runs}
     if living:
         found |= {each.run_id: each for each in _live_curves(living, keys, view).runs}
-    return found
+    return {run_id: steady(("curves", run_id, keys, view), each) for run_id, each in found.items()}
 
 
 def _zoomed(runs: Sequence[schemas.Run], keys: tuple[str, ...], view: View) -> dict[str, schemas.Metrics]:
@@ -177,13 +201,24 @@ def _zoomed(runs: Sequence[schemas.Run], keys: tuple[str, ...], view: View) -> d
     if view.window is None:
         return whole
     fine = _curves(runs, keys, view)
+
+    def finer(run_id: str) -> schemas.Metrics:
+        both = whole[run_id], fine[run_id]
+        return once(("zoomed", run_id, keys, view), both, lambda: _finer(*both, view))
+
+    return {run_id: finer(run_id) for run_id in whole}
+
+
+def _finer(whole: schemas.Metrics, fine: schemas.Metrics, view: View) -> schemas.Metrics:
+    """Metrics with the points of finer ones in the window."""
+    assert view.window is not None
     low, high = view.window
-    for run_id, metrics in whole.items():
-        for key, series in metrics.series.items():
-            inside = fine[run_id].series.get(key)
-            if inside is not None:
-                metrics.series[key] = _refined(series, inside, Axis(view.x, view.log_x, None), low, high)
-    return whole
+    axis = Axis(view.x, view.log_x, None)
+    series = {
+        key: _refined(coarse, fine.series[key], axis, low, high) if key in fine.series else coarse
+        for key, coarse in whole.series.items()
+    }
+    return whole.model_copy(update={"series": series})
 
 
 def _refined(coarse: schemas.Series, fine: schemas.Series, axis: Axis, low: float, high: float) -> schemas.Series:
@@ -274,17 +309,16 @@ def _per_step(flops: schemas.MetricValues | None) -> float | None:
     return flops.last / flops.last_step
 
 
-def _sizes(detail: schemas.RunDetail, flops_per_step: float | None) -> dict[str, float]:
+def _sizes(detail: schemas.RunDetail, progress: schemas.Progress, flops_per_step: float | None) -> dict[str, float]:
     sizes: dict[str, float] = {}
-    section = detail.config.get("data") or {}
-    batch = section.get("batch_size")
-    if detail.progress.tokens:
-        sizes["tokens"] = float(detail.progress.tokens)
-    if isinstance(batch, int) and detail.progress.step:
-        sizes["sequences"] = float(batch * detail.progress.step)
-    if flops_per_step and detail.progress.step:
-        sizes["flops"] = flops_per_step * detail.progress.step
-    parameters = _parameters(detail.config)
+    batch = (detail.config.get("data") or {}).get("batch_size")
+    if progress.tokens:
+        sizes["tokens"] = float(progress.tokens)
+    if isinstance(batch, int) and progress.step:
+        sizes["sequences"] = float(batch * progress.step)
+    if flops_per_step and progress.step:
+        sizes["flops"] = flops_per_step * progress.step
+    parameters = once(("parameters", detail.id), (detail,), lambda: _parameters(detail.config))
     if parameters is not None:
         sizes["parameters"] = float(parameters)
     return sizes

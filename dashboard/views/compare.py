@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast, get_args
+from typing import TypeVar, cast, get_args
 
 import streamlit as st
 
@@ -20,6 +20,7 @@ from dashboard.components.plot import plot, zoom
 from dashboard.components.table import reselect, selected
 from dashboard.data import compare as read
 from dashboard.data.compare import Window
+from dashboard.data.shared import once
 from dashboard.figure import AXIS_TITLES, XKind
 from dashboard.panels.comparison import PIN, RUNS_KEY, diff_table, fits_table, runs_table
 from dashboard.panels.filter import explain_error
@@ -29,6 +30,8 @@ from nanollama.api.filters import parse_filter
 from nanollama.api.schemas import RunPage, Series
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError
+
+T = TypeVar("T")
 
 LISTED, MOST = 100, 200  # runs in the list, and runs that are drawn
 AUTOMATIC = 24  # runs that are chosen until somebody chooses
@@ -42,7 +45,7 @@ class Snapshot:
     """What one tick reads: the list, the runs that are drawn, those of them that are gone, and what the list shows."""
 
     page: RunPage
-    entries: list[Entry]
+    entries: tuple[Entry, ...]
     gone: tuple[str, ...]
     standings: Mapping[str, Excess | None]
     sparks: Mapping[str, Series]
@@ -67,7 +70,9 @@ def body() -> None:
 
     snap, at, away = data.latest("compare", f"{text} {ids} {options} {window}", load)
     by = _grouping(snap.entries, left)
-    groups = grouped(snap.entries, by, _baseline(snap.entries))
+    base = _baseline(snap.entries)
+    what = ids, tuple(by), base, options, window
+    groups = once(("groups", what), (snap.entries,), lambda: tuple(grouped(snap.entries, by, base)))
     with head:
         _head(snap, groups, at)
         if away:
@@ -88,7 +93,7 @@ def body() -> None:
                 "Tick runs in the list. Runs that differ in their seeds alone are drawn as one.", title="Nothing chosen"
             )
         else:
-            charts = _charts(groups, view, size, options)
+            charts = _charts(what, groups, view, size, options)
             with places:
                 share("compare-share")
                 _export(groups, view, size, options, charts)
@@ -211,10 +216,15 @@ def _key(name: str, options: Options) -> str:
     return f"{name}-against-{options.x}" + ("" if options.log else "-linear")
 
 
+def _varying(entries: Sequence[Entry]) -> list[str]:
+    """Keys that differ between runs, seeds left out; those that matter first."""
+    keys = [key for key in varying([e.config for e in entries]) if not is_seed(key)]
+    return sorted(keys, key=lambda key: not matters(key))
+
+
 def _grouping(entries: Sequence[Entry], place: st.delta_generator.DeltaGenerator) -> list[str]:
     """The keys to group by; without any, everything that varies but the seeds."""
-    keys = [key for key in varying([e.config for e in entries]) if not is_seed(key)]
-    keys.sort(key=lambda key: not matters(key))
+    keys = once(("varying", tuple(e.run.id for e in entries)), (entries,), lambda: _varying(entries))
     wanted = [key for key in st.query_params.get_all("by") if key not in (*keys, EACH_RUN)]
     if len(entries) < 2 and not wanted:
         return []
@@ -279,19 +289,25 @@ def _diff(groups: Sequence[Group]) -> None:
         diff_table(groups)
 
 
-def _charts(groups: Sequence[Group], view: export.View, size: Size, options: Options) -> list[tuple[str, str]]:
-    """Draw the view; names and titles of its charts."""
+def _charts(
+    what: Hashable, groups: tuple[Group, ...], view: export.View, size: Size, options: Options
+) -> list[tuple[str, str]]:
+    """Draw the view; names and titles of its charts. `what` tells the groups from others."""
     unit = options.unit
+
+    def made(name: str, build: Callable[[], T]) -> T:
+        return once((name, what), (groups,), build)
+
     if view == "small multiples":
         name = f"panels-{options.x}"
         section("Small multiples", f"excess, {unit}, of each group · grey: the baseline")
-        plot(panels_chart(groups, options), name)
+        plot(made(name, lambda: panels_chart(groups, options)), name)
         return [(name, "Small multiples")]
     if view == "scaling":
         name = f"excess-against-{size}"
-        laws = scaling_laws(groups, size)
+        laws = made(f"laws {size}", lambda: scaling_laws(groups, size))
         section("Scaling", f"excess at the end against {SIZES[size]} · log–log · dashed: the Pareto front")
-        plot(scaling_chart(groups, size, options, laws), name)
+        plot(made(name, lambda: scaling_chart(groups, size, options, laws)), name)
         if options.fit:
             st.html(f"<div class='n2n-under'>{_scaling_words(laws, size)}</div>")
         return [(name, "Scaling")]
@@ -299,14 +315,14 @@ def _charts(groups: Sequence[Group], view: export.View, size: Size, options: Opt
     what = "loss of each batch" if options.raw or not bounded else "entropy + paired excess"
     section("Loss", f"{unit} · {what}" + (" · dashed: entropy of the data, the exact floor" if bounded else ""))
     loss_name, excess_name = _key("loss", options), _key("excess", options)
-    plot(loss_chart(groups, options), loss_name, listen=True)
+    plot(made(loss_name, lambda: loss_chart(groups, options)), loss_name, listen=True)
     drawn = [(loss_name, "Loss")]
     section("Excess", "loss − bound on the same tokens" + (" · log–log" if options.log else ""))
     if not bounded:
         note("Nothing to subtract: the data of these runs has no exact bound.", title="No excess")
         return drawn
-    fits = fits_of(groups, options) if options.fit else []
-    plot(excess_chart(groups, options, fits), excess_name, listen=True)
+    fits = made("fits", lambda: fits_of(groups, options)) if options.fit else []
+    plot(made(excess_name, lambda: excess_chart(groups, options, fits)), excess_name, listen=True)
     if fits:
         _explain(fits, options)
     return [*drawn, (excess_name, "Excess")]

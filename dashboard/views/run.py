@@ -15,6 +15,7 @@ from dashboard.components.page import away_note, header, live, note, said, secti
 from dashboard.components.shortcuts import Shortcut, shortcuts
 from dashboard.data import editing
 from dashboard.data.launch import draft_graph
+from dashboard.data.shared import steady
 from dashboard.explain import graph, repeat_commands
 from dashboard.panels.checkpoints import checkpoints
 from dashboard.panels.history import attempts, events
@@ -49,7 +50,8 @@ def load(run_id: str, view: View) -> Snapshot:
     """Read a run and its series."""
     run = data.run(run_id)
     curves = load_curves(run, view)
-    return Snapshot(run, curves, data.checkpoints(run_id), data.events(run_id), data.attempts(run_id))
+    saved = steady(("checkpoints", run_id), data.checkpoints(run_id))
+    return Snapshot(run, curves, saved, data.events(run_id), data.attempts(run_id))
 
 
 def view_of() -> View:

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import dashboard
 from dashboard import data
+from dashboard.data import shared
 from nanollama.api.client import Client
 from tests.support.acting_worker import ActingWorker
 from tests.support.browser import Visitor, visitor
@@ -28,6 +29,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
     monkeypatch.setattr(data, "client", lambda: fake)
     st.cache_data.clear()
+    shared.forget()
     return fake
 
 

@@ -38,6 +38,7 @@ from dashboard.comparison import (
     short_names,
     varying,
 )
+from dashboard.data import shared
 from dashboard.data.compare import Window, entries
 from tests.support.fake_client import ENTROPY
 from tests.support.fake_compare import CompareClient, excess_at
@@ -57,6 +58,7 @@ def forget() -> None:
     """Forget what was read."""
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
+    shared.forget()
 
 
 def made(client: CompareClient, x: Any = "step", window: Window = None) -> list[Entry]:

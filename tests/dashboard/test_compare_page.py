@@ -11,8 +11,10 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import data
 from dashboard.data import compare as read
+from dashboard.data import shared
 from nanollama.api.status import RunState
 from tests.dashboard.conftest import Open
+from tests.support.components import cells, sent, text
 from tests.support.fake_compare import CompareClient
 
 HOSTILE = "<script>alert(1)</script> $\\LaTeX$ **bold** %{x} \u202eabc 🎉"
@@ -24,6 +26,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> CompareClient:
     monkeypatch.setattr(data, "client", lambda: fake)
     st.cache_data.clear()
     st.cache_resource.clear()
+    shared.forget()
     return fake
 
 
@@ -35,26 +38,12 @@ def sweep(client: CompareClient) -> CompareClient:
     return client
 
 
-def sent(page: AppTest, key: str) -> Any:
-    """What the component with this key is sent; None when it is not on the page."""
-    found = [json.loads(e.proto.json) for e in page.get("bidi_component") if e.proto.id.endswith(f"-{key}")]
-    return found[0] if found else None
-
-
 def figure(page: AppTest, key: str) -> Any:
     return sent(page, key)["figure"]
 
 
-def text(page: AppTest) -> str:
-    return "\n".join(element.proto.body for element in page.get("html"))
-
-
 def labels(page: AppTest, key: str) -> list[str]:
     return [t["meta"]["label"] for t in figure(page, key)["data"] if t.get("meta")]
-
-
-def cells(page: AppTest, key: str) -> list[dict[str, str]]:
-    return [{k: c.get("text", "") for k, c in row["cells"].items()} for row in sent(page, key)["rows"]]
 
 
 def test_the_newest_sweep_is_compared_by_itself_with_seeds_as_one(sweep: CompareClient, visit: Open) -> None:

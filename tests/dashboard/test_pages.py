@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
 from nanollama.api import schemas
 from nanollama.api.status import RunState
 from tests.dashboard.conftest import Open
+from tests.support.components import cells, sent, text
 from tests.support.fake_client import NOW, FakeClient, checkpoint, learning, worker
 
 pytestmark = pytest.mark.skipif(
@@ -20,22 +17,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 HOSTILE = "<script>alert(1)</script> $\\LaTeX$ **bold** [link](http://example.com) 🎉"
-
-
-def sent(page: AppTest, key: str) -> Any:
-    """What the component with this key is sent; None when it is not on the page."""
-    found = [json.loads(e.proto.json) for e in page.get("bidi_component") if e.proto.id.endswith(f"-{key}")]
-    return found[0] if found else None
-
-
-def text(page: AppTest) -> str:
-    """All HTML of the page."""
-    return "\n".join(element.proto.body for element in page.get("html"))
-
-
-def cells(page: AppTest, key: str) -> list[dict[str, str]]:
-    table = sent(page, key)
-    return [{name: cell.get("text", "") for name, cell in row["cells"].items()} for row in table["rows"]]
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------

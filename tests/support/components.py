@@ -9,8 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 
 def sent(page: AppTest, key: str) -> Any:
-    """What the component with this key is sent; None when it is not on the page."""
+    """What the component with this key is sent, its figure decoded; None when it is not on the page."""
     found = [json.loads(e.proto.json) for e in page.get("bidi_component") if e.proto.id.endswith(f"-{key}")]
+    if found and "figure" in found[0]:
+        found[0]["figure"] = json.loads(found[0]["figure"])
     return found[0] if found else None
 
 
