@@ -68,7 +68,7 @@ def beside(draft: Draft, verdict: Check) -> None:
             if verdict.problems:
                 note("Mend the problems listed under the text; the plan follows by itself.", title="Nothing to run yet")
             else:
-                text = "A config says which data, which learner and for how long; a `grid` in it makes a sweep."
+                text = "A config says which data, which learner and for how long; with a section “grid” it is a sweep."
                 note(text, title="Choose a template or a past run, or paste a config")
         submission(draft, verdict, data.workers())
         if plan is not None:
