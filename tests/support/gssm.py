@@ -1,4 +1,4 @@
-"""Random graphs and an oracle that enumerates every path of the latents; it shares nothing with the production code."""
+"""Graphs, and an oracle that sums over every path of their latents; it shares nothing with the production code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from nanollama.data.gssm import Kernels
 from nanollama.spec.gssm import GSSMSpec, NodeSpec
 
 MAX_PATHS = 4096
+
+
+def two_nodes(symbols: int = 6, mode: str = "default") -> GSSMSpec:
+    """A latent of three states and its symbols."""
+    return GSSMSpec(
+        nodes=(
+            NodeSpec(name="Z", state_dim=3, alpha=0.3, mode=mode),
+            NodeSpec(name="X", state_dim=symbols, alpha=0.3, parents=("Z",), observed=True),
+        )
+    )
 
 
 @st.composite
