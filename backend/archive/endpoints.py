@@ -12,12 +12,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from backend.archive import importing
 from backend.archive.export import Exporter
-from backend.archive.importing import Importer
-from backend.archive.reading import read_contents
 from backend.checkpoints.files import pieces
 from backend.deps import Context, ContextDep, ExperimentId, RunId, error_responses
-from backend.queue.sync import extend_leases
 from nanollama.api.schemas import ImportReply
 
 router = APIRouter()
@@ -86,18 +84,8 @@ async def import_archive(context: ContextDep, request: Request) -> ImportReply:
     with tempfile.TemporaryFile() as file:
         async for piece in request.stream():
             await run_in_threadpool(file.write, piece)
-        reply = await run_in_threadpool(_import, context, file)
+        reply = await run_in_threadpool(
+            importing.import_archive, context.database, context.settings, context.clock, file
+        )
     context.notifier.notify()
-    return reply
-
-
-def _import(context: Context, file: IO[bytes]) -> ImportReply:
-    settings = context.settings
-    file.seek(0)
-    contents = read_contents(file, settings.max_import_bytes, settings.max_stream_bytes)
-    with context.database.write() as session:
-        importer = Importer(session, context.clock(), settings.max_stream_bytes)
-        reply = importer.store(contents, file, settings.max_import_bytes)
-        if context.database.sqlite:  # it has one writer: no worker could renew its leases meanwhile
-            extend_leases(session, context.clock(), settings)
     return reply

@@ -93,6 +93,15 @@ class ArchiveRepository:
         )
         yield from self._session.execute(query.execution_options(yield_per=16)).scalars()
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are experiments' or runs'."""
+        found: set[str] = set()
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE]
+            found |= set(self._session.scalars(select(Experiment.id).where(Experiment.id.in_(some))))
+            found |= set(self._session.scalars(select(Run.id).where(Run.id.in_(some))))
+        return found
+
     def known_attempts(self, attempt_ids: Sequence[str]) -> set[str]:
         """Those of the ids that are attempts'."""
         found: set[str] = set()

@@ -46,10 +46,10 @@ class ExperimentRepository:
         if given:
             self._session.execute(insert(ReusedRun), given)
 
-    def num_reused(self, experiment_id: str) -> int:
-        """How many earlier runs an experiment reuses."""
-        query = select(func.count()).select_from(ReusedRun).where(ReusedRun.experiment_id == experiment_id)
-        return self._session.scalar(query) or 0
+    def num_reused(self, experiment_ids: Collection[str]) -> dict[str, int]:
+        """By experiment, how many earlier runs it reuses; those that reuse none are left out."""
+        query = select(ReusedRun.experiment_id, func.count()).where(ReusedRun.experiment_id.in_(experiment_ids))
+        return dict(self._session.execute(query.group_by(ReusedRun.experiment_id)).all())
 
     def page(self, *, limit: int, cursor: str | None) -> list[Experiment]:
         """Up to `limit` experiments, newest first, older than the one whose id is `cursor`; that of bounds aside."""

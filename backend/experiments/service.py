@@ -142,7 +142,7 @@ class ExperimentService:
         """A page of experiments with their first runs, newest first."""
         rows = self._experiments.page(limit=limit + 1, cursor=cursor)
         return schemas.ExperimentPage(
-            items=[self._view(row) for row in rows[:limit]],
+            items=self._views(rows[:limit]),
             next_cursor=rows[limit - 1].id if len(rows) > limit else None,
         )
 
@@ -246,20 +246,31 @@ class ExperimentService:
             }
 
     def _view(self, row: Experiment) -> schemas.Experiment:
-        return schemas.Experiment(
-            id=row.id,
-            name=row.name,
-            notes=row.notes,
-            tags=row.tags,
-            created_at=row.created_at,
-            priority=row.priority,
-            resources=schemas.Resources.model_validate(row.resources),
-            paused_since=row.paused_since,
-            num_runs=row.num_runs,
-            num_reused=self._experiments.num_reused(row.id),
-            counts=self._runs.counts(experiment=row.id),
-            runs=[run_view(run) for _, run in self._runs.first_of(row.id, schemas.SHOWN_RUNS)],
-        )
+        (view,) = self._views([row])
+        return view
+
+    def _views(self, rows: Sequence[Experiment]) -> list[schemas.Experiment]:
+        """As many queries for any number of experiments."""
+        ids = [row.id for row in rows]
+        reused, counts = self._experiments.num_reused(ids), self._runs.counts_of(ids)
+        runs = self._runs.first_of(ids, schemas.SHOWN_RUNS)
+        return [
+            schemas.Experiment(
+                id=row.id,
+                name=row.name,
+                notes=row.notes,
+                tags=row.tags,
+                created_at=row.created_at,
+                priority=row.priority,
+                resources=schemas.Resources.model_validate(row.resources),
+                paused_since=row.paused_since,
+                num_runs=row.num_runs,
+                num_reused=reused.get(row.id, 0),
+                counts=counts[row.id],
+                runs=[run_view(run) for run in runs[row.id]],
+            )
+            for row in rows
+        ]
 
 
 def no_experiment(experiment_id: str) -> NotFound:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,9 @@ from backend.columns import dump_json
 from backend.database import Database
 from backend.migrate import current_revision, head_revision, migrate
 from backend.operations.backup import BackupError
+from backend.rows import batches
 from backend.tables import Base
 
-FETCHED = 100
-INSERTED_ROWS, INSERTED_BYTES = 500, 8 << 20  # in one statement
 _MODULUS = 1 << 256
 
 
@@ -81,8 +79,9 @@ def copy(source_url: str, target_url: str) -> dict[str, int]:
 def content(connection: Connection, table: Table) -> Content:
     """What a table holds."""
     found = Content()
-    for row in _rows(connection, table):
-        found = found.plus(row)
+    for batch in batches(connection, table):
+        for row in batch:
+            found = found.plus(tuple(row.values()))
     return found
 
 
@@ -104,22 +103,12 @@ def _check_empty(target: Database, connection: Connection) -> None:
 
 
 def _copy_table(source: Connection, target: Connection, table: Table) -> Content:
-    given, batch, size = Content(), [], 0
-    for row in _rows(source, table):
-        given = given.plus(row)
-        batch.append(dict(zip(table.columns.keys(), row, strict=True)))
-        size += sum(len(value) for value in row if isinstance(value, bytes | str))
-        if len(batch) >= INSERTED_ROWS or size >= INSERTED_BYTES:
-            target.execute(insert(table), batch)
-            batch, size = [], 0
-    if batch:
+    given = Content()
+    for batch in batches(source, table):
+        for row in batch:
+            given = given.plus(tuple(row.values()))
         target.execute(insert(table), batch)
     return given
-
-
-def _rows(connection: Connection, table: Table) -> Iterator[tuple[Any, ...]]:
-    for row in connection.execute(select(table), execution_options={"yield_per": FETCHED}):
-        yield tuple(row)
 
 
 def _canonical(value: Any) -> bytes:

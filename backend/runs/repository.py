@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, update
-from sqlalchemy.orm import Session, selectinload, undefer
+from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy.orm import Session, aliased, selectinload, undefer
 from sqlalchemy.sql import ColumnElement
 
 from backend.runs.filtering import Page, condition
@@ -17,6 +17,7 @@ from nanollama.api.filters import Term
 from nanollama.api.status import RunState
 
 AT_ONCE = 500  # values in one IN list
+MAX_POSITION = 2**31 - 1
 
 
 class RunRepository:
@@ -124,19 +125,40 @@ class RunRepository:
         query = select(Run.state, func.count()).where(*self._matching(terms, now, **narrow)).group_by(Run.state)
         return dict(self._session.execute(query).all())
 
-    def first_of(self, experiment_id: str, limit: int) -> list[tuple[int, Run]]:
-        """The first runs of an experiment, reused ones included, each with its position."""
-        own = select(Run).where(Run.experiment_id == experiment_id).order_by(Run.position).limit(limit)
+    def counts_of(self, experiment_ids: Collection[str]) -> dict[str, dict[RunState, int]]:
+        """By experiment, the number of its runs by state, each reused one counted once."""
+        own = select(Run.experiment_id, Run.state, func.count()).where(Run.experiment_id.in_(experiment_ids))
         reused = (
-            select(ReusedRun.position, Run)
+            select(ReusedRun.experiment_id, Run.state, func.count(Run.id.distinct()))
             .join(Run, Run.id == ReusedRun.run_id)
-            .where(ReusedRun.experiment_id == experiment_id)
-            .order_by(ReusedRun.position)
-            .limit(limit)
+            .where(ReusedRun.experiment_id.in_(experiment_ids))
         )
-        found = [(run.position, run) for run in self._session.scalars(own)]
-        found += [(position, run) for position, run in self._session.execute(reused)]
-        return sorted(found, key=lambda pair: pair[0])[:limit]
+        counts: dict[str, dict[RunState, int]] = {experiment_id: {} for experiment_id in experiment_ids}
+        for query in (own.group_by(Run.experiment_id, Run.state), reused.group_by(ReusedRun.experiment_id, Run.state)):
+            for experiment_id, state, number in self._session.execute(query):
+                counts[experiment_id][state] = counts[experiment_id].get(state, 0) + number
+        return counts
+
+    def first_of(self, experiment_ids: Collection[str], limit: int) -> dict[str, list[Run]]:
+        """By experiment, the first of its runs in the order of their positions, reused ones included."""
+        found: dict[str, list[tuple[int, Run]]] = {experiment_id: [] for experiment_id in experiment_ids}
+        own = select(Run.experiment_id, Run.position, Run).join(
+            Experiment, and_(Experiment.id == Run.experiment_id, Run.position <= _last_of(Run, limit))
+        )
+        reused = (
+            select(ReusedRun.experiment_id, ReusedRun.position, Run)
+            .join(Run, Run.id == ReusedRun.run_id)
+            .join(
+                Experiment,
+                and_(Experiment.id == ReusedRun.experiment_id, ReusedRun.position <= _last_of(ReusedRun, limit)),
+            )
+        )
+        for query in (own, reused):
+            wanted = query.where(Experiment.id.in_(experiment_ids)).options(selectinload(Run.experiment))
+            for experiment_id, position, run in self._session.execute(wanted):
+                found[experiment_id].append((position, run))
+        first = {key: sorted(pairs, key=lambda pair: pair[0])[:limit] for key, pairs in found.items()}
+        return {key: [run for _, run in pairs] for key, pairs in first.items()}
 
     def attempts(self, run_id: str) -> list[Attempt]:
         """Attempts of a run with their provenance, oldest first."""
@@ -163,6 +185,13 @@ class RunRepository:
             reused = select(ReusedRun.run_id).where(ReusedRun.experiment_id == experiment)
             conditions.append(or_(Run.experiment_id == experiment, Run.id.in_(reused)))
         return conditions
+
+
+def _last_of(table: type[Run | ReusedRun], limit: int) -> ColumnElement[int]:
+    """Position of the last of an experiment's first rows: found by the index, without a look at those behind it."""
+    rows = aliased(table)
+    last = select(rows.position).where(rows.experiment_id == Experiment.id).order_by(rows.position)
+    return func.coalesce(last.offset(limit - 1).limit(1).correlate(Experiment).scalar_subquery(), MAX_POSITION)
 
 
 class EventRepository:

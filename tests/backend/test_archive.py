@@ -471,7 +471,7 @@ def test_an_import_that_fails_midway_leaves_nothing(
         def broken(*_: object) -> None:
             raise OSError("the disk is gone")
 
-        monkeypatch.setattr("backend.archive.importing.Importer._add_chunks", broken)
+        monkeypatch.setattr("backend.archive.staging.Stage._copy_blocks", broken)
         rows = stored(database)
         assert http.post("/import", content=small).status_code == 500
         assert stored(database) == rows

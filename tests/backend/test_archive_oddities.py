@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from backend.archive.importing import Importer
+from backend.archive.staging import Stage
 from backend.deps import Context
 from nanollama.api.client import Client
 from nanollama.spec.base import hash_data
@@ -129,16 +129,52 @@ def test_leases_outlast_an_import_during_which_nobody_could_renew_them(
     caller: Caller, client: Client, clock: ManualClock, elsewhere: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = exported(client.export_run(a_run_with_everything(caller)))
-    store = Importer.store
+    copy = Stage.copy
 
     def slow(*args: Any, **fields: Any) -> Any:
         clock.advance(3600)
-        return store(*args, **fields)
+        return copy(*args, **fields)
 
     with elsewhere():
         lease = caller.start()
-        monkeypatch.setattr(Importer, "store", slow)
+        monkeypatch.setattr(Stage, "copy", slow)
         client.import_archive(io.BytesIO(archive))
         caller.register("impatient")
         assert caller.sync("impatient", slots=1)["leases"] == []
         assert caller.sync("w", lease)["lost"] == []
+
+
+def test_others_write_while_an_import_is_made_ready(
+    caller: Caller, client: Client, elsewhere: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = exported(client.export_run(a_run_with_everything(caller)))
+    fill, submitted = Stage.fill, []
+
+    def meanwhile(*args: Any) -> None:
+        fill(*args)
+        submitted.append(caller.submit())  # would wait for the writer
+
+    with elsewhere():
+        monkeypatch.setattr(Stage, "fill", meanwhile)
+        added = client.import_archive(io.BytesIO(archive))
+        assert len(added.runs) == len(submitted) == 1
+        assert [caller.run(run_id)["id"] for run_id in (*added.runs, *submitted)] == [*added.runs, *submitted]
+
+
+def test_of_two_imports_at_once_the_later_one_passes_over_what_the_first_has_added(
+    caller: Caller, client: Client, elsewhere: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = a_run_with_everything(caller)
+    archive = exported(client.export_run(run_id))
+    fill, others = Stage.fill, []
+
+    def meanwhile(*args: Any) -> None:
+        fill(*args)
+        monkeypatch.setattr(Stage, "fill", fill)
+        others.append(client.import_archive(io.BytesIO(archive)))
+
+    with elsewhere():
+        monkeypatch.setattr(Stage, "fill", meanwhile)
+        added = client.import_archive(io.BytesIO(archive))
+        assert (added.runs, others[0].runs) == ([], [run_id])
+        assert run_id in added.skipped

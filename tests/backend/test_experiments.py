@@ -221,6 +221,31 @@ def test_with_always_earlier_runs_take_the_place_of_new_ones(caller: Caller) -> 
 
 
 @pytest.mark.slow
+def test_a_list_of_experiments_takes_as_many_queries_for_any_number(caller: Caller, database: Database) -> None:
+    caller.register("w")
+    submit(caller)
+    work(caller, 2)
+    reusing = submit(caller, reuse="always")
+    statements: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+
+    def asked(limit: int) -> int:
+        statements.clear()
+        assert len(caller.get("/experiments", limit=limit)["items"]) == limit
+        return len([one for one in statements if one.lstrip().startswith("SELECT")])
+
+    two = asked(2)
+    for _ in range(10):
+        submit(caller, reuse="always")
+    assert asked(12) == two
+    shown = caller.get(f"/experiments/{reusing['id']}")
+    assert (shown["num_reused"], shown["counts"]) == (2, {"SUCCEEDED": 2, "QUEUED": 4})
+    assert [run["name"] for run in shown["runs"]] == NAMES
+    assert (
+        shown["runs"] == next(one for one in caller.get("/experiments")["items"] if one["id"] == reusing["id"])["runs"]
+    )
+
+
 def test_ten_thousand_runs_are_one_submission(caller: Caller) -> None:
     grid = "grid:\n  orchestration.utils.seed: range(0, 2500)\n  optim.lr: [1e-4, 3e-4, 1e-3, 3e-3]\n"
     made = submit(caller, yaml=SPEC_YAML + grid)
