@@ -238,10 +238,11 @@ def test_a_second_start_in_an_attempt_directory_is_refused_and_changes_nothing(t
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_learn_the_same_as_one(tmp_path: Path, parallel: str) -> None:
+def test_two_ranks_learn_and_find_the_same_as_one(tmp_path: Path, parallel: str) -> None:
     cluster = {"device": "cpu", "parallel": parallel}
+    evaluation = {"period": 5, "num_sequences": 21, "data": {"batch_size": 4}, "probe": True}
     overrides = {"optim__steps": 20, "optim__grad_acc_steps": 2, "orchestration__checkpoint": {"period": 5}}
-    config = write_config(tmp_path / "c.yaml", cluster=cluster, **overrides)
+    config = write_config(tmp_path / "c.yaml", cluster=cluster, evaluation=evaluation, **overrides)
     assert train(config, tmp_path / "one") == 0
     command = [sys.executable, "-m", "nanollama.cluster.torchrun", "--nproc-per-node=2"]
     command += ["-m", "nanollama.apps.gssm.train", f"config={config}"]
@@ -268,10 +269,12 @@ def test_two_ranks_learn_the_same_as_one(tmp_path: Path, parallel: str) -> None:
     assert len(together) == len(alone)
     for expected, found in zip(alone, together, strict=True):
         assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    assert sum({"eval/kl", "probe/layer0/Z", "probe/layer1/Y"} <= set(line) for line in together) == 4
     assert (tmp_path / "two" / "2" / "logs" / "rank1.log").read_text()
     stream = metrics_file(tmp_path / "two" / "2", 1).read_bytes()
     own = [MetricLine.model_validate_json(line) for line in stream.splitlines()]
-    assert [line.step for line in own] == [line.step for line in metrics(tmp_path / "two" / "2")]
+    trained = [line for line in metrics(tmp_path / "two" / "2") if "lr" in line.values]
+    assert [line.step for line in own] == [line.step for line in trained]
     assert set(own[-1].values) == {"loss", *MEASURED} - {"tokens_per_second"}
 
     for name in ("model.pt", "trainer.pt"):
