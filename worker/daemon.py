@@ -32,6 +32,7 @@ from worker.job import Job
 from worker.journal import Journal, Record
 from worker.outcome import Ending
 from worker.pace import Backoff, Pace
+from worker.root import RunRoot
 from worker.settings import Settings, read_token
 from worker.signals import Signals
 from worker.watch import FindStrays, Watch, no_strays
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 BUSY_WAIT_SECONDS = 2.0
 """Long poll while every slot is taken: after a job's end the next one is asked for at most this much later."""
+
+COMMAND_WAIT_SECONDS = 0.5
+"""Likewise while something is done to checkpoints: what became of it is told at most this much later."""
 
 SECOND_SIGNAL_SECONDS = 1.0
 REPORT_SECONDS = 5.0
@@ -94,10 +98,12 @@ class Daemon:
         self._terms: WorkerTerms | None = None
         self._signals = Signals()
         self._failure: str | None = None
-        self._commands = Commands(settings.run_root, self._holds)
-        self._watch = Watch(settings.run_root, find_strays, self._held_ids)
+        self._commands = Commands(settings.run_root, self._holds, wake=self._crew.wake)
+        self._root = RunRoot(settings.run_root, journal)
+        self._watch = Watch(settings.run_root, find_strays, self._held_ids, check=self._root.check)
         self._reported_problems: list[str] = []
         self._accepted = False  # whether the service has ever taken this worker
+        self._said_full = False  # that the end of runs cannot be noted
         self._withheld: frozenset[str] = frozenset()  # fields of the registration that the service does not know
 
     def run(self) -> int:
@@ -105,6 +111,7 @@ class Daemon:
         with self._signals:
             self.resume()
             self._crew.add(self._watch)
+            self._crew.add(self._commands)
             if self._settings.data_roots:
                 self._crew.add(Datasets(self._settings.data_roots, self._report_datasets))
             threading.Thread(target=self._sync_forever, name="sync", daemon=True).start()
@@ -172,7 +179,7 @@ class Daemon:
             where = f"put another into {file}" if file else "name a file with --token-file, or set $N2N_TOKEN"
             return f"the service does not accept this worker's token ({error}) - {where}"
         if isinstance(error, sqlite3.Error | OSError):
-            return f"cannot write in {self._settings.home}: {error} - is the disk full?"
+            return self._journal.in_words(error)
         return str(error)
 
     def _renew_token(self) -> None:
@@ -242,6 +249,7 @@ class Daemon:
         idle = draining or not self._introduced or self._watch.unusable is not None
         free = 0 if idle else max(0, self._settings.slots - len(held))
         wait = min(self._terms.heartbeat_seconds, _MAX_WAIT_SECONDS) if free else BUSY_WAIT_SECONDS
+        wait = COMMAND_WAIT_SECONDS if self._commands.under_way else wait
         wait = wait if self._introduced else 0.0
         request = SyncRequest(held=held, free_slots=free, wait_seconds=wait, draining=draining)
         done = self._commands.done  # an older service knows no such key
@@ -261,7 +269,7 @@ class Daemon:
                 job = self._jobs.get(attempt_id)
             if job is not None:
                 job.end("cancel")
-        self._commands.carry_out(reply.commands)
+        self._commands.take(reply.commands)
 
     def _accept(self, lease: Lease) -> None:
         """Take a lease, new or delivered again."""
@@ -301,6 +309,8 @@ class Daemon:
             on_over=self._on_over,
             wake=self._crew.wake,
             allowed=self._settings.allowed,
+            root=self._root,
+            is_deleting=self._commands.is_deleting,
             untouched=untouched,
             clock=self._clock,
         )
@@ -358,7 +368,12 @@ class Daemon:
 
     def _end_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
         for job in self._all_jobs():
-            job.end(ending, hurry=hurry)
+            try:
+                job.end(ending, hurry=hurry)
+            except (sqlite3.Error, OSError) as error:
+                if not self._said_full:
+                    log.error("%s; the runs are ended all the same", self._journal.in_words(error))
+                self._said_full = True
 
     def _await_jobs(self, ending: Ending, *, hurry: bool = False) -> None:
         """End every job and wait until they are reported; what cannot be reported in time stays in the journal."""
@@ -367,10 +382,10 @@ class Daemon:
             self._end_jobs(ending, hurry=hurry)
             hurry = self._signals.wait(0.1) or hurry
             now = time.monotonic()
-            if not all(job.ended for job in jobs):
+            if not all(job.ended or job.out_of_sight for job in jobs):
                 deadline = None
             elif deadline is None:
                 deadline = now + REPORT_SECONDS
             elif now >= deadline:
-                log.warning("the service does not answer; the next start of this worker reports how the runs ended")
+                log.warning("not all can be reported now; the next start of this worker reports how the runs ended")
                 return

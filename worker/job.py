@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ from worker.executors.base import Attempt, Busy, Executor, Forbidder, Phase, Ref
 from worker.journal import Journal, Record
 from worker.outcome import Ending, Outcome, judge
 from worker.pace import Backoff, Pace
+from worker.root import RootAway, RunRoot
 from worker.shipping import Shipper
 
 log = logging.getLogger(__name__)
 
 SAME_SECONDS = 60.0
 """The least time between two reports that only tell another reason for a wait."""
+
+OUT_OF_SIGHT_SECONDS = 5.0
+"""Between two looks at what cannot be seen: it costs a look at every process, or one that a file system may delay."""
 
 _REASON_CHARS = 4000
 _PATIENCE_SECONDS = 10.0
@@ -48,6 +53,8 @@ class Job:
         on_over: called when the job is over for this worker: reported, or lost to another.
         wake: called when a step is due at once.
         allowed: what may be started here.
+        root: the run root.
+        is_deleting: whether a checkpoint of a run, given by its id, is being deleted.
         untouched: whether nobody can have started it before: no earlier life of this worker, no other worker.
         clock: tells the time in seconds, from any origin.
     """
@@ -64,6 +71,8 @@ class Job:
         on_over: Callable[[Job], None],
         wake: Callable[[Job], None] = lambda _job: None,
         allowed: Allowed | None = None,
+        root: RunRoot,
+        is_deleting: Callable[[str], bool] = lambda _run_id: False,
         untouched: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -81,6 +90,8 @@ class Job:
         self._on_over = on_over
         self._wake = wake
         self._allowed = allowed or Allowed()
+        self._root = root
+        self._is_deleting = is_deleting
         self._untouched = untouched
         self._clock = clock
         attempt_id = lease.attempt_id
@@ -96,9 +107,12 @@ class Job:
         self._busy = False  # whether it waits for something that other runs of this worker use
         self._stuck_since: float | None = None  # since when its directory cannot be used
         self._unknown: str | None = None  # why nobody knows what became of it
-        self._said_unknown: str | None = None  # the same, as the service was told
+        # the same, as the service was told; by an earlier life nobody knows what
+        self._said_unknown: str | None = None if untouched else ""
+        self._complaint = ""  # the last trouble that was told, so that it is told once
         self._waiting: str | None = None  # why it waits, as the service was told
         self._next_waiting = 0.0
+        self._has_run = False  # and has ended
         self._silent = False  # given up before anything could write: there is nothing to ship
         self._escalation: list[tuple[float, Callable[[], None]]] | None = None
         self._backoff = Backoff()
@@ -118,17 +132,27 @@ class Job:
         return self._outcome is not None
 
     @property
+    def out_of_sight(self) -> bool:
+        """Whether it cannot be seen how it goes on, or has ended."""
+        return self._unknown is not None
+
+    @property
     def over(self) -> bool:
         """Whether it is reported, or lost to another."""
         return self._done
 
     def end(self, ending: Ending, *, hurry: bool = False) -> None:
-        """Ask for its end: for good, or for now. With `hurry` it gets no time to save."""
+        """Ask for its end: for good, or for now. With `hurry` it gets no time to save.
+
+        Raises:
+            sqlite3.Error: it is ended, but the journal does not know.
+        """
         with self._lock:
             if self._record.ending not in (ending, "cancel"):
                 log.info("%s: to be %s", self._title, "cancelled" if ending == "cancel" else "interrupted")
-                self._record = self._journal.end(self._record, ending)
+                record, self._record = self._record, replace(self._record, ending=ending)
                 self._escalation = None
+                self._journal.end(record, ending)
             if hurry and not self._hurry:
                 self._hurry = True
                 self._escalation = None
@@ -153,15 +177,22 @@ class Job:
         try:
             self.tick()
             pause = self._pause()
+            self._complaint = ""
         except (OSError, sqlite3.Error) as error:  # a full disk, a file system that is away: nothing is decided
             if not self._detached:
-                log.error("%s: %s; trying again", self._title, error)
+                self._complain(self._journal.in_words(error) if isinstance(error, sqlite3.Error) else str(error))
             pause = self._backoff.next()
         except Exception:
             if not self._detached:
                 log.exception("%s: a bug in the worker; trying again", self._title)
             pause = self._backoff.next()
         return None if self._detached or self._done else pause
+
+    def _complain(self, trouble: str) -> None:
+        """Tell of a trouble that passes, once."""
+        if trouble != self._complaint:
+            log.error("%s: %s; trying again", self._title, trouble)
+            self._complaint = trouble
 
     def tick(self) -> None:
         """Do what is due, without waiting for anything but the service's answers."""
@@ -183,44 +214,83 @@ class Job:
 
     def _pause(self) -> float:
         until_talk = max(0.0, self._talk_at - self._clock())
-        return until_talk if self._outcome is not None else min(self._executor.look_seconds, until_talk)
+        if self._outcome is not None:
+            return until_talk
+        seconds = self._executor.look_seconds
+        return min(seconds if self._unknown is None else max(seconds, OUT_OF_SIGHT_SECONDS), until_talk)
 
     def _advance(self) -> None:
         """Look, and do what follows from it."""
         try:
-            status = self._executor.look(self.attempt)
+            status = self._look()
         except OSError as error:
-            if not self._untouched:
+            if self._untouched:
+                self._bear(error)
+            elif isinstance(error, RootAway):
+                self._stay_unknown(Status(Phase.UNKNOWN, reason=str(error)))
+            else:
                 raise  # it may be running, only out of sight
-            self._bear(error)
             return
-        self._unknown = status.reason or "it is not to be found" if status.phase is Phase.UNKNOWN else None
         if status.phase is Phase.UNKNOWN:
+            self._stay_unknown(status)
             self._announce_running()
-        elif status.phase is Phase.ABSENT:
+            return
+        self._note_unknown(None)
+        if status.phase is Phase.ABSENT:
             self._begin()
         elif status.phase is Phase.FAILED_TO_START:
             self._give_up(judge(self.attempt.directory, status, None))
         elif status.phase in (Phase.SUBMITTED, Phase.STARTING, Phase.RUNNING):
+            if self._record.ending is not None:
+                self._escalate(status)  # first: what is told needs room in the journal
             if status.phase is Phase.SUBMITTED:
                 self._announce_submitted(status.reason)
             elif status.phase is Phase.RUNNING:
                 self._announce_running()
-            if self._record.ending is not None:
-                self._escalate(status)
         else:
             self._conclude(status)
 
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the service was, or is about to be, told that it waits or runs."""
+        return self._record.state is not AttemptState.LEASED or bool(self._reports)
+
+    def _look(self) -> Status:
+        """Where it is.
+
+        Raises:
+            RootAway: its files are out of sight, so that nothing follows from what is not there.
+            OSError: it cannot be seen.
+        """
+        status = self._executor.look(self.attempt)
+        if status.phase in (Phase.ABSENT, Phase.VANISHED):
+            self._root.check()
+        if status.phase is Phase.ABSENT and self._has_begun:
+            return self._executor.look_without_files(self.attempt)
+        return status
+
+    def _stay_unknown(self, status: Status) -> None:
+        """Wait until more is known; whoever wants its end need not."""
+        self._note_unknown(status.reason or "it is not to be found")
+        if self._record.ending is not None:
+            self._escalate(status)
+
+    def _note_unknown(self, unknown: str | None) -> None:
+        if unknown is not None and unknown != self._unknown:
+            log.warning("%s: %s; nothing follows from it for the run", self._title, unknown)
+        elif unknown is None and self._unknown is not None:
+            log.info("%s: it is found again", self._title)
+        self._unknown = unknown
+
     def _begin(self) -> None:
         """Start what has not been started."""
-        if self._record.state is not AttemptState.LEASED or self._reports:
-            self._conclude(Status(Phase.VANISHED, reason=f"its files are gone from {self.attempt.directory}"))
-            return
         try:
             if self._record.ending is not None:
                 self._executor.forbid(self.attempt, self._forbidder)  # the next look tells who has won
             else:
                 self._allowed.check(self.attempt)
+                if self._is_deleting(self._record.lease.run_id):
+                    raise Busy("a checkpoint of it is being deleted")
                 self._executor.start(self.attempt)
                 log.info("%s: started in %s", self._title, self.attempt.directory)
         except Busy as busy:
@@ -243,8 +313,9 @@ class Job:
         now = self._clock()
         if self._stuck_since is None:
             self._stuck_since = now
-        full = error.errno in NO_ROOM and self._record.ending is None  # the run is in order, and there will be room
-        if full or now - self._stuck_since < _PATIENCE_SECONDS:
+        # the run is in order, and there will be room
+        passes = (error.errno in NO_ROOM or isinstance(error, RootAway)) and self._record.ending is None
+        if passes or now - self._stuck_since < _PATIENCE_SECONDS:
             raise error
         directory = self.attempt.directory
         outcome = Outcome(
@@ -267,8 +338,7 @@ class Job:
     def _conclude(self, status: Status) -> None:
         if status.phase is Phase.VANISHED:
             self._executor.kill(self.attempt)  # its supervisor is gone, but what it supervised may not be
-        elif status.phase in (Phase.ENDED, Phase.JUDGED):
-            self._announce_running()
+        self._has_run = status.phase in (Phase.ENDED, Phase.JUDGED)
         self._set_outcome(judge(self.attempt.directory, status, self._record.ending))
 
     def _set_outcome(self, outcome: Outcome) -> None:
@@ -288,19 +358,24 @@ class Job:
         with self._lock:
             plan = self._escalation
         if plan is None:
-            if status.phase is not Phase.RUNNING and self._executor.forbid(self.attempt, self._forbidder):
-                return
+            unseen = status.phase is Phase.UNKNOWN
+            if status.phase is not Phase.RUNNING and not unseen:
+                self._root.check()
+                if self._executor.forbid(self.attempt, self._forbidder):
+                    return
             with self._lock:
-                plan = self._escalation = self._plan_ending()
+                plan = self._escalation = self._plan_ending(unseen=unseen)
         while plan and plan[0][0] <= self._clock():
             plan[0][1]()
             del plan[0]
 
-    def _plan_ending(self) -> list[tuple[float, Callable[[], None]]]:
-        """When to do what, on the monotonic clock."""
+    def _plan_ending(self, *, unseen: bool) -> list[tuple[float, Callable[[], None]]]:
+        """When to do what, on the monotonic clock; what cannot be seen cannot be asked either."""
         now = self._clock()
         gentle = self._record.ending == "interrupt" and not self._hurry
         stop_at = now + (self._grace if gentle else 0.0)
+        if unseen:
+            return [(stop_at, lambda: self._executor.kill(self.attempt))]
         # the executor kills after its own grace; to kill from here is for one that cannot act any more
         kill_at = stop_at + 2 * self._grace + _PATIENCE_SECONDS
         plan: list[tuple[float, Callable[[], None]]] = [
@@ -314,6 +389,8 @@ class Job:
     def _talk(self) -> None:
         """Send what is due. Reports go first, but the last one only after every byte of the streams."""
         drained = False
+        if self._has_run:  # here, as the end counts also where the journal has no room for this
+            self._announce_running()
         try:
             self._send_reports()
             self._report_unknown()
@@ -343,7 +420,7 @@ class Job:
 
     def _report_unknown(self) -> None:
         """Tell whether somebody knows what has become of it, where that has changed."""
-        if self._unknown == self._said_unknown:
+        if self._unknown == self._said_unknown or self._outcome is not None:
             return
         try:
             self._client.report_unknown(self.attempt.id, epoch=self._record.lease.epoch, reason=self._unknown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from worker.outcome import Ending
 from worker.shipping import Splice
 
 FILE = "worker.sqlite"
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE worker (id TEXT NOT NULL);
 CREATE TABLE attempts (
@@ -47,6 +48,12 @@ CREATE TABLE splices (
     PRIMARY KEY (attempt_id, stream)
 );
 """
+_THIRD = """
+CREATE TABLE roots (path TEXT PRIMARY KEY);
+"""
+
+
+_KNOWN_ROOT = "SELECT 1 FROM roots WHERE path = ?"
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -97,11 +105,17 @@ class Journal:
         script = ""
         if version < 1:
             script += f"{_SCHEMA} INSERT INTO worker VALUES ('{uuid.uuid4().hex}');"  # noqa: S608 - hexadecimal digits
+        if version < 2:
+            script += _SECOND
         if version < _VERSION:
-            script += f"{_SECOND} PRAGMA user_version = {_VERSION};"
+            script += f"{_THIRD} PRAGMA user_version = {_VERSION};"
             self._db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
         (worker_id,) = self._db.execute("SELECT id FROM worker").fetchone()
         return str(worker_id)
+
+    def in_words(self, error: sqlite3.Error | OSError) -> str:
+        """What it means that something could not be written here."""
+        return f"cannot write in {self._path.parent}: {error} - is the disk full?"
 
     # -- attempts ----------------------------------------------------------------------------------------------------
 
@@ -165,6 +179,18 @@ class Journal:
             self._db.execute(statement, (request.to, *record.key))
         return replace(record, state=request.to)
 
+    # -- run roots ---------------------------------------------------------------------------------------------------
+
+    def remember_root(self, root: Path) -> None:
+        """Remember that a run root has been seen."""
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO roots VALUES (?)", (str(root),))
+
+    def knows_root(self, root: Path) -> bool:
+        """Whether a run root has been seen, by this life of the worker or another."""
+        with self._lock:
+            return bool(self._db.execute(_KNOWN_ROOT, (str(root),)).fetchone())
+
     # -- accelerators ------------------------------------------------------------------------------------------------
 
     def assign(self, attempt_id: str, names: Sequence[str]) -> None:
@@ -197,6 +223,15 @@ class Journal:
         values = (attempt_id, stream, json.dumps(asdict(splice)))
         with self._lock:
             self._db.execute("INSERT OR REPLACE INTO splices VALUES (?, ?, ?)", values)
+
+
+def has_seen(home: Path, root: Path) -> bool:
+    """Whether the worker of a home has seen a run root; nothing is made where there is no journal."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{(home / FILE).as_uri()}?mode=ro", uri=True)) as db:
+            return bool(db.execute(_KNOWN_ROOT, (str(root),)).fetchone())
+    except sqlite3.Error:
+        return False
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> SpecError:

@@ -9,6 +9,8 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,23 @@ from typing import Any
 from nanollama.api.client import Client
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
+from nanollama.spec.files import NO_ROOM
 from worker.daemon import Daemon
 from worker.executors.base import Executor
 from worker.executors.devices import Devices
 from worker.executors.local import LocalExecutor
 from worker.executors.slurm import SlurmExecutor
 from worker.journal import FILE, Journal
+from worker.pace import Backoff
 from worker.settings import Settings, read_settings, read_token
 from worker.watch import no_strays
 
 LOCK = "worker.lock"
 _M_ARENA_MAX = -8  # of malloc.h
+_ROOM_BYTES = 1 << 18
+_LONGEST_WAIT_FOR_ROOM = 15.0
+
+log = logging.getLogger(__name__)
 
 MakeExecutor = Callable[[Settings, Journal], Executor]
 
@@ -117,10 +125,29 @@ def _home_locked(settings: Settings) -> Iterator[None]:
             raise SpecError(
                 [Problem(path="--home", message=message, remedy="stop it, or choose another home")]
             ) from None
+        _await_room(settings.home)
         file.truncate(0)
         file.write(f"worker {settings.name} (process {os.getpid()} on {settings.host})")
         file.flush()
         yield
+
+
+def _await_room(home: Path) -> None:
+    """Wait until the home has room for what the worker has to write before it can do anything."""
+    backoff = Backoff(longest=_LONGEST_WAIT_FOR_ROOM)
+    while True:
+        try:
+            with tempfile.TemporaryFile(dir=home) as file:
+                file.write(bytes(_ROOM_BYTES))
+                file.flush()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not backoff.failing:
+                log.warning("cannot write in %s: %s; the worker waits for room", home, error.strerror)
+            time.sleep(backoff.next())
+        else:
+            return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

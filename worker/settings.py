@@ -17,9 +17,11 @@ from pydantic import AfterValidator, Field
 
 from nanollama.api.client import server_url
 from nanollama.spec.base import Problem, Spec, SpecError, parse
+from nanollama.spec.files import NO_ROOM
 from nanollama.spec.load import expand_variables, load_yaml, locate, read_config_file
 from worker.allow import Allowed, AllowSpec
 from worker.executors.slurm_options import SlurmOptions
+from worker.journal import has_seen
 from worker.machine import CUDA_VISIBLE_DEVICES, count_cpus, find_accelerators, find_memory_gb
 
 _MAX_POOL_CHARS = 500
@@ -204,7 +206,8 @@ def _slots(text: str) -> int | str:
 def _resolve(spec: WorkerSpec) -> Settings:
     url = _check_url(spec.url or server_url())
     run_root, home = Path(spec.run_root).expanduser().absolute(), Path(spec.home).expanduser().absolute()
-    _check_run_root(run_root)
+    if not has_seen(home, run_root):  # else it is there, or comes back: the worker waits for it, and says so
+        _check_run_root(run_root)
     _check_home(home)
     host, user = socket.gethostname(), getpass.getuser()
     pool = spec.pool or f"{spec.executor}:{host}:{user}:{run_root}"
@@ -345,6 +348,8 @@ def _check_writable(key: str, path: Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
+        if error.errno in NO_ROOM:
+            return  # it passes: the worker waits for room, and says so
         message = f"cannot write in {path}: {error.strerror}"
         raise _problem(key, message, "name a folder that you can write") from None
 

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from worker.root import RootAway
+
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 30.0
@@ -35,10 +37,18 @@ class Watch:
         run_root: where the runs write.
         find_strays: finds what executes below it.
         held: the attempts that the worker holds.
+        check: raises OSError where the run root is away though a folder is there.
     """
 
-    def __init__(self, run_root: Path, find_strays: FindStrays, held: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self,
+        run_root: Path,
+        find_strays: FindStrays,
+        held: Callable[[], Collection[str]],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run_root = run_root
+        self._check = check
         self._find_strays = find_strays
         self._held = held
         self._strays: Mapping[str, str] | None = None  # not looked for yet
@@ -55,7 +65,7 @@ class Watch:
     def step(self) -> float:
         """Look; the seconds until the next look."""
         before = self.problems
-        self.unusable, self._room = _look_at(self._run_root)
+        self.unusable, self._room = _look_at(self._run_root, self._check)
         if self._strays is None or self._strays:  # none appear later: what is started from now on is held
             held, found = self._held(), self._find_strays(self._run_root)
             self._strays = {key: text for key, text in found.items() if key not in held}
@@ -73,14 +83,17 @@ def _one_line(text: str) -> str:
     return " ".join(text.encode(errors="replace").decode().split())[:_MAX_CHARS]
 
 
-def _look_at(folder: Path) -> tuple[str | None, str | None]:
+def _look_at(folder: Path, check: Callable[[], None]) -> tuple[str | None, str | None]:
     """Why the folder cannot be used, and what is about to make it so."""
     try:
+        check()
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
             file.flush()
             os.fsync(file.fileno())
         status = os.statvfs(folder)
+    except RootAway as away:
+        return f"takes no runs: {away}", None
     except OSError as error:
         return f"takes no runs: cannot write in the run root {folder}: {error.strerror or error}", None
     left = status.f_bavail * status.f_frsize

@@ -107,6 +107,12 @@ class FaultWorld(SmallRuns):
             worker.kill()
             worker.wait()
 
+    def end_worker(self, name: str = "a") -> int:
+        """SIGTERM; the exit code."""
+        worker = self.workers.pop(name)
+        worker.terminate()
+        return worker.wait(120)
+
     def pause_worker(self, name: str = "a") -> None:
         """SIGSTOP: it does nothing, and does not know."""
         self.workers[name].send_signal(signal.SIGSTOP)

@@ -26,7 +26,15 @@ from nanollama.api.errors import (
     StaleEpoch,
     Unauthorized,
 )
-from nanollama.api.schemas import Command, CommandDone, Lease, SyncReply, SyncRequest, TransitionRequest
+from nanollama.api.schemas import (
+    Command,
+    CommandDone,
+    Lease,
+    SyncReply,
+    SyncRequest,
+    TransitionRequest,
+    UnknownReport,
+)
 from nanollama.api.status import ATTEMPT_TRANSITIONS, AttemptState
 from nanollama.spec.base import Problem
 
@@ -40,6 +48,7 @@ class StoredAttempt:
     epoch: int = 0
     worker: str | None = None
     cancel_requested: bool = False
+    unknown: str | None = None  # why nobody knows what has become of it
     transitions: list[TransitionRequest] = field(default_factory=list)
     streams: dict[str, bytearray] = field(default_factory=dict)
 
@@ -147,6 +156,8 @@ class LeaseService:
             raise NotFound(f"no attempt {target}")
         if rest[0] == "transitions":
             return self._transition(self.attempts[target], TransitionRequest.model_validate_json(body))
+        if rest[0] == "unknown":
+            return self._unknown(self.attempts[target], UnknownReport.model_validate_json(body))
         epoch, offset = int(query["epoch"]), int(query["offset"])
         return self._append(self.attempts[target], "/".join(rest[1:]), epoch, offset, body)
 
@@ -200,6 +211,16 @@ class LeaseService:
             attempt.transitions.append(request)
         about = {"id": attempt.lease.attempt_id, "run_id": attempt.lease.run_id, "number": 1, "state": attempt.state}
         return about | {"epoch": attempt.epoch, "created_at": "2026-01-01T00:00:00Z"}
+
+    def _unknown(self, attempt: StoredAttempt, report: UnknownReport) -> dict[str, Any]:
+        if report.epoch != attempt.epoch:
+            raise StaleEpoch(f"epoch {report.epoch} is not {attempt.epoch}")
+        if attempt.state.terminal:
+            raise Conflict("the attempt has ended")
+        attempt.unknown = report.reason
+        about = {"id": attempt.lease.run_id, "experiment_id": "e", "name": attempt.lease.run_name, "tags": []}
+        where = {"state": "RUNNING", "cancel_requested": False, "attempt": 1, "progress": {"total_steps": 1}}
+        return about | where | {"priority": 0, "config_hash": "0", "created_at": "2026-01-01T00:00:00Z"}
 
     def _append(self, attempt: StoredAttempt, name: str, epoch: int, offset: int, data: bytes) -> dict[str, Any]:
         if epoch != attempt.epoch:

@@ -72,6 +72,15 @@ class SlurmCluster:
         """Stop slurmctld: no program of Slurm gets an answer."""
         self._testbed("stop-ctld")
 
+    def kill_controller(self) -> None:
+        """SIGKILL of slurmctld: it forgets what it has not written down yet, some seconds' news."""
+        self._testbed("kill-ctld")
+
+    def has_written_down(self, marker: str, since: float) -> bool:
+        """Whether slurmctld knows, also after a crash, what it knew of a job at a time."""
+        state = self.folder / "state" / "job_state"
+        return state.exists() and state.stat().st_mtime > since and marker.encode() in state.read_bytes()
+
     def start_controller(self) -> None:
         """Start slurmctld again, and wait for its answers."""
         self._testbed("start-ctld")

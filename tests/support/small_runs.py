@@ -109,4 +109,8 @@ class SmallRuns:
 
     def log_tail(self) -> str:
         """The end of the worker's log."""
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        return self.log_text()[-3000:]
+
+    def log_text(self) -> str:
+        """All that the worker has said."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""

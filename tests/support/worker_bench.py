@@ -44,6 +44,7 @@ class Bench:
             stop_jobs_on_exit=False,
             allowed=allowed or Allowed(),
         )
+        self.settings.run_root.mkdir()
         self.now = 0.0
         self.start_worker()
 
@@ -77,6 +78,10 @@ class Bench:
         for job in list(self.jobs):
             job.tick()
         self.jobs[:] = [job for job in self.jobs if not job.over]
+
+    def do_commands(self) -> None:
+        """What the service wants done with checkpoints is done."""
+        self.daemon._commands.step()
 
     def settle(self) -> None:
         """Outages are over: until nothing moves any more."""

@@ -96,19 +96,25 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
         reopened(tmp_path)
 
 
-def test_the_journal_of_an_older_version_keeps_what_it_holds(journal: Journal, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "newer"), [(1, ["devices", "splices", "roots"]), (2, ["roots"])])
+def test_the_journal_of_an_older_version_keeps_what_it_holds(
+    journal: Journal, tmp_path: Path, version: int, newer: list[str]
+) -> None:
     held = record()
     journal.hold(held)
     journal.intend(held, report(AttemptState.RUNNING))
     worker_id = journal.worker_id
     journal.close()
-    with closing(sqlite3.connect(tmp_path / "worker.sqlite")) as db:  # as version 1 wrote it
-        db.executescript("DROP TABLE devices; DROP TABLE splices; PRAGMA user_version = 1;")
+    with closing(sqlite3.connect(tmp_path / "worker.sqlite")) as db:  # as that version wrote it
+        for table in newer:
+            db.execute(f"DROP TABLE {table}")
+        db.execute(f"PRAGMA user_version = {version}")
     with closing(reopened(tmp_path)) as later:
         assert (later.worker_id, later.held()) == (worker_id, [held])
         assert later.pending(held) == [report(AttemptState.RUNNING)]
         later.assign("a1", ["0", "GPU-1"])
         assert later.assigned() == {"a1": ("0", "GPU-1")}
+        assert not later.knows_root(tmp_path)
 
 
 def test_splices_go_with_the_attempt(journal: Journal, tmp_path: Path) -> None:

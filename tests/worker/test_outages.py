@@ -159,7 +159,8 @@ def test_what_the_worker_says_of_itself_is_sent_when_it_changes(make_bench: Make
     bench.sync()
     (registration,) = bench.service.workers.values()
     assert registration["problems"] == []
-    bench.daemon._watch.step()  # the run root is missing
+    bench.settings.run_root.rmdir()
+    bench.daemon._watch.step()
     bench.service.add("a", experiment())
     bench.sync()
     bench.sync()
@@ -220,6 +221,44 @@ def test_a_home_without_room_is_told_and_the_lease_is_taken_later(
     assert caplog.text.count(words) == 1
     bench.settle()
     assert bench.states("a") == ["RUNNING"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_home_without_room_does_not_keep_a_worker_from_interrupting_its_runs(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: bool
+) -> None:
+    bench = make_bench()
+    bench.service.add("a", experiment())
+    bench.service.add("b", experiment())
+    for _ in range(2):
+        bench.sync()
+    if told:  # that they run
+        bench.settle()
+
+    def fail(*_given: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        for writes in ("end", "intend", "acknowledge", "forget"):
+            patch.setattr(bench.journal, writes, fail)
+        for job in bench.jobs:
+            job.step()
+        bench.daemon._end_jobs("interrupt")
+        bench.daemon._end_jobs("interrupt")
+        for _ in range(3):
+            bench.now += 60
+            for job in bench.jobs:
+                job.step()
+    assert bench.executor.executing == set()
+    assert all(job.ended for job in bench.jobs)
+    words = f"cannot write in {bench.folder}: database or disk is full - is the disk full?"
+    assert caplog.text.count(f"{words}; the runs are ended all the same") == 1
+    assert caplog.text.count(f"{words}; trying again") == 2  # of each run, once
+    bench.crash()
+    bench.settle()
+    for name in ("a", "b"):
+        assert len(bench.states(name)) == 2, bench.states(name)
+        assert bench.service.attempts[name].state.terminal
 
 
 def test_a_lost_journal_is_made_good_by_adoption(make_bench: MakeBench, tmp_path: Path) -> None:

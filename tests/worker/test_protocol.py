@@ -325,6 +325,7 @@ def test_a_run_that_cannot_start_fails_with_the_reason(bench: Bench) -> None:
 def rootless(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A worker that has taken the run "a", and whose run root has become a file."""
     with closing(Bench(tmp_path, executor=request.param())) as bench:
+        bench.settings.run_root.rmdir()
         bench.settings.run_root.write_text("")
         bench.service.add("a", experiment())
         for _ in range(2):
@@ -359,12 +360,14 @@ def test_a_cancel_needs_no_run_root(rootless: Bench) -> None:
 
 
 def test_a_run_root_that_comes_back_in_time_costs_nothing(bench: Bench) -> None:
+    bench.settings.run_root.rmdir()
     bench.settings.run_root.write_text("")
     bench.service.add("a", experiment())
     for _ in range(2):
         bench.sync()
     bear(bench)
     bench.settings.run_root.unlink()
+    bench.settings.run_root.mkdir()
     for _ in range(2):
         bench.tick()
     assert states(bench, "a") == ["RUNNING"]
@@ -426,7 +429,7 @@ def test_a_run_id_that_leads_elsewhere_is_refused(bench: Bench) -> None:
     bench.settle()
     assert states(bench, "a") == ["FAILED"]
     assert "cannot name a folder" in (attempt.ended.reason or "")
-    assert not bench.settings.run_root.exists()
+    assert list(bench.settings.run_root.iterdir()) == []
 
 
 def test_a_service_that_has_forgotten_the_worker_is_told_again(bench: Bench) -> None:
@@ -442,6 +445,10 @@ def test_an_attempt_without_files_is_not_started_again(bench: Bench) -> None:
     attempt = bench.service.add("a", experiment())
     bench.settle()
     del bench.executor.statuses["a"]
+    bench.settle()
+    assert states(bench, "a") == ["RUNNING"]  # something of it is left
+    assert "files are gone" in (attempt.unknown or "")
+    bench.executor.executing.clear()
     bench.settle()
     assert states(bench, "a") == ["RUNNING", "INTERRUPTED"]
     assert bench.executor.starts == {"a": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,6 +187,45 @@ def test_a_controller_that_restarts_changes_nothing(laboratory: SlurmLaboratory)
     laboratory.tell(other, "finish")
     laboratory.wait_for(other, RunState.SUCCEEDED)
     assert len(laboratory.starts(other)) == len({start[0] for start in laboratory.starts(other)})
+
+
+def test_a_controller_that_crashes_costs_a_run_nothing(laboratory: SlurmLaboratory) -> None:
+    cluster = laboratory.cluster
+    run_id = laboratory.submit()
+    laboratory.wait_for_start(run_id)
+    laboratory.wait_for(run_id, RunState.RUNNING)
+    began = time.time()
+    eventually(lambda: cluster.has_written_down(f"n2n-{run_id}-1", began), what="what the controller remembers")
+    cluster.kill_controller()
+    failing = len(laboratory.programs.calls("squeue"))
+    eventually(lambda: len(laboratory.programs.calls("squeue")) > failing, what="a look that fails")
+    cluster.start_controller()
+    laboratory.tell(run_id, "finish")
+    assert laboratory.wait_for(run_id, RunState.SUCCEEDED).attempt == 1
+    assert len(laboratory.starts(run_id)) == 1
+
+
+@pytest.mark.faults
+def test_a_controller_that_crashes_before_it_has_answered_starts_nothing_twice(laboratory: SlurmLaboratory) -> None:
+    """It has taken the job and forgets it, or not: the job is looked for, and submitted again only when it is gone."""
+    cluster = laboratory.cluster
+    cluster.run("scontrol", "update", "partitionname=batch", "state=down")  # so that the job waits
+    laboratory.programs.set("sbatch", "late")
+    try:
+        run_id = laboratory.submit()
+        eventually(lambda: laboratory.jobs(run_id), what="a job")
+        cluster.kill_controller()
+        kept = cluster.has_written_down(f"n2n-{run_id}-1", 0.0)
+    finally:
+        laboratory.programs.set("sbatch", "real")
+        cluster.start_controller()
+        cluster.run("scontrol", "update", "partitionname=batch", "state=up")
+    number = 1 if kept else 2
+    eventually(lambda: laboratory.starts(run_id), within=300, what="three looks, a minute apart, and a start")
+    laboratory.tell(run_id, "finish")
+    assert laboratory.wait_for(run_id, RunState.SUCCEEDED).attempt == number
+    assert [attempt for attempt, _, _ in laboratory.starts(run_id)] == [number]
+    assert [attempt.state for attempt in laboratory.attempts(run_id)[:-1]] == [AttemptState.VOID] * (number - 1)
 
 
 @pytest.mark.parametrize("mode", ["fail", "empty", pytest.param("hang", marks=pytest.mark.faults)])

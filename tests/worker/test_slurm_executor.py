@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from tests.support.examples import experiment
 from worker.executors import slurm_job
 from worker.executors.base import Attempt, Busy, Phase, Refused
 from worker.executors.claim import Claim, read_claim, take_claim
-from worker.executors.slurm import ROOT_MARK, SUBMISSION, SlurmExecutor, Submission, marker_of
+from worker.executors.slurm import SUBMISSION, SlurmExecutor, Submission, marker_of
 from worker.executors.slurm_options import SlurmOptions
 from worker.executors.slurm_query import Slurm, SlurmBusy, SlurmRefuses, SlurmSilent, job_environment
 
@@ -227,12 +228,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not attempt.directory.exists()
 
 
-def test_a_run_root_that_is_away_is_no_absence(bench: Bench) -> None:
-    (bench.root / ROOT_MARK).unlink()
-    with pytest.raises(OSError, match="is away"):
-        bench.executor.look(bench.attempt())
-
-
 # -- running and ending ------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +334,24 @@ def test_a_job_that_is_gone_without_account_is_for_a_person(bench: Bench, runnin
     assert status.reason == "job 1 has run, Slurm does not know it any more, and it left no account of its end"
     account(running, code=1, stopped=2)  # it shows up after all
     assert bench.executor.look(running).phase is Phase.ENDED
+
+
+def test_a_run_whose_files_are_gone_is_as_slurm_says_and_nothing_is_cancelled(bench: Bench, running: Attempt) -> None:
+    shutil.rmtree(running.directory)
+    executor = bench.restart()
+    assert executor.look(running).phase is Phase.ABSENT
+    assert executor.look_without_files(running).phase is Phase.UNKNOWN
+    bench.rounds()
+    status = executor.look_without_files(running)
+    assert (status.phase, status.reason) == (
+        Phase.UNKNOWN,
+        f"its files are gone from {running.directory}; Slurm job 1 is RUNNING",
+    )
+    bench.slurm.say(1, "TIMEOUT")
+    bench.rounds(2, seconds=80)
+    status = executor.look_without_files(running)
+    assert (status.phase, status.verdict) == (Phase.JUDGED, AttemptState.INTERRUPTED)
+    assert bench.slurm.cancelled == []
 
 
 def test_a_number_that_slurm_gave_to_another_job_is_not_ours(bench: Bench, running: Attempt) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanollama.spec.base import SpecError
-from worker.executors.slurm import ROOT_MARK, SlurmExecutor
+from worker.executors.slurm import SlurmExecutor
 from worker.main import slurm_executor
 from worker.settings import read_settings
 
@@ -45,4 +45,3 @@ def test_without_slurm_one_line_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "which", lambda name: name)
     assert isinstance(slurm_executor(settings), SlurmExecutor)
-    assert (tmp_path / "runs" / ROOT_MARK).exists()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import namedtuple
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from worker.journal import Journal
+from worker.root import RunRoot
 from worker.watch import Watch, no_strays
 
 Room = namedtuple("Room", ["f_bavail", "f_frsize"])
@@ -45,6 +48,24 @@ def test_a_run_root_that_cannot_be_written_takes_no_runs_until_it_can(tmp_path: 
     root.mkdir()
     watch.step()
     assert (watch.problems, watch.unusable) == ([], None)
+
+
+def test_a_run_root_whose_file_system_is_away_takes_no_runs(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "worker.sqlite")) as journal:
+        root = tmp_path / "runs"
+        root.mkdir()
+        watch = Watch(root, no_strays, set, check=RunRoot(root, journal).check)
+        watch.step()
+        assert watch.problems == []
+        root.rename(tmp_path / "elsewhere")
+        root.mkdir()  # as the empty folder on which a file system is mounted
+        watch = Watch(root, no_strays, set, check=RunRoot(root, journal).check)  # also of the next life
+        watch.step()
+        assert (watch.unusable or "").startswith(f"takes no runs: the run root {root} is away: .n2n-root is missing")
+        root.rmdir()
+        (tmp_path / "elsewhere").rename(root)
+        watch.step()
+        assert watch.problems == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])

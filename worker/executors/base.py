@@ -64,7 +64,7 @@ class Phase(Enum):
     FORBIDDEN = "forbidden"  # the claim was taken so that no code will ever run
     FAILED_TO_START = "failed_to_start"  # no code has run; it counts as `verdict`, or else as failed
     JUDGED = "judged"  # nothing executes any more, and a scheduler's word on it is `verdict`
-    UNKNOWN = "unknown"  # it has run, is not to be found, and left no account: a person has to say what became of it
+    UNKNOWN = "unknown"  # it has run, and nobody can see what has become of it: it comes back, or a person has to say
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ class Executor(Protocol):
 
     def look(self, attempt: Attempt) -> Status:
         """Where the attempt is."""
+
+    def look_without_files(self, attempt: Attempt) -> Status:
+        """Where an attempt that has begun is, when its files are gone while those of others are there."""
 
     def forbid(self, attempt: Attempt, by: Forbidder) -> bool:
         """Forbid the start. True proves that no code has run or will; False says that somebody else has the claim."""

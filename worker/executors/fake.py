@@ -63,6 +63,11 @@ class FakeExecutor:
             return self.statuses[attempt.id]
         return status
 
+    def look_without_files(self, attempt: Attempt) -> Status:
+        """Whether processes are left of it."""
+        reason = f"its files are gone from {attempt.directory}"
+        return Status(Phase.UNKNOWN if attempt.id in self.executing else Phase.VANISHED, reason=reason)
+
     def forbid(self, attempt: Attempt, by: Forbidder) -> bool:
         """Forbid the start."""
         with self._lock:

@@ -109,6 +109,15 @@ class LocalExecutor:
             return Status(Phase.VANISHED, reason=_why_vanished(claim))
         return Status(Phase.RUNNING if (attempt.directory / PROC).exists() else Phase.STARTING)
 
+    def look_without_files(self, attempt: Attempt) -> Status:
+        """Whether processes are left of it: these are left alone, until somebody cancels it."""
+        gone = f"its files are gone from {attempt.directory}"
+        supervisors = [run.pid for run in find_supervised() if run.attempt_id == attempt.id]
+        left = supervisors or [process.pid for process in find_tree(attempt.id)]
+        if left:
+            return Status(Phase.UNKNOWN, reason=f"{gone}, and process {left[0]} goes on; cancel the run to end it")
+        return Status(Phase.VANISHED, reason=gone)
+
     def forbid(self, attempt: Attempt, by: Forbidder) -> bool:
         """Take the claim, so that no supervisor can."""
         attempt.directory.mkdir(parents=True, exist_ok=True)

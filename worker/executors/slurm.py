@@ -37,9 +37,6 @@ log = logging.getLogger(__name__)
 
 SUBMISSION = "submission.json"
 BATCH_SCRIPT = "job.sh"
-ROOT_MARK = ".n2n-root"
-"""File in a run root: where it is missing, the file system is away, and nothing follows from what is not there."""
-
 _LOOKS_PER_SECOND = 6.0
 """At all attempts together: a look and what it ships take some thousandths of a second."""
 
@@ -115,9 +112,6 @@ class SlurmExecutor:
         self._not_now = ""  # why it would not
         self._submissions: dict[str, Submission] = {}  # by marker, as written; once there is a number it stays
         self._told: set[str] = set()  # markers of jobs that were told from here to end: nobody need be asked why
-        mark = run_root / ROOT_MARK
-        if not mark.exists():
-            write_atomic(mark, f"{uuid.uuid4().hex}\n".encode())
 
     @property
     def kind(self) -> ExecutorKind:
@@ -157,8 +151,6 @@ class SlurmExecutor:
         marker = marker_of(attempt)
         claim, submission = read_claim(attempt.directory), self._read_submission(attempt)
         if claim is None and submission is None:
-            if not (self._run_root / ROOT_MARK).exists():
-                raise OSError(f"{self._run_root} is away: {ROOT_MARK} is missing")
             return Status(Phase.ABSENT)
         if claim is not None and claim.holder != "job":
             return Status(Phase.FORBIDDEN, forbidder=claim.holder)
@@ -181,6 +173,17 @@ class SlurmExecutor:
             settled=self._ended_for(sighting) >= self._settle_seconds,
             silent=self._silent_since(evidence.exit),
         )
+
+    def look_without_files(self, attempt: Attempt) -> Status:
+        """What Slurm says of its job; one that goes on is left alone, until somebody cancels it."""
+        sighting = self.watch.follow(marker_of(attempt), None, claimed=False)
+        settled = self._ended_for(sighting) >= self._settle_seconds
+        status = after_the_claim(sighting, exit_=None, clean=False, settled=settled, silent=0.0)
+        if status.phase is not Phase.RUNNING:
+            return status
+        state = sighting.state
+        said = "Slurm is asked for its job" if state is None else f"Slurm job {state.id} is {state.word}"
+        return Status(Phase.UNKNOWN, reason=f"its files are gone from {attempt.directory}; {said}")
 
     def forbid(self, attempt: Attempt, by: Forbidder) -> bool:
         """Take the claim, so that no job can, and take the job out of the queue."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nanollama.api.schemas import Run
 from nanollama.api.status import AttemptState, RunState
 from nanollama.spec.rundir import EXIT, START_CLAIM
 from tests.support.examples import tiny_yaml
@@ -285,6 +286,58 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(small_disk: Path, t
         assert first.state is AttemptState.INTERRUPTED
         assert "was full" in (first.reason or "")
         world.settle()
+
+
+def test_a_worker_whose_home_is_full_ends_its_runs_and_is_there_again_when_there_is_room(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    with fault_world(tmp_path) as world:
+        options = ("--home", str(small_disk), "--stop-jobs-on-exit")
+        world.start_worker("a", *options)
+        run_id = world.submit()
+        world.wait_for_steps(run_id)
+        (program,) = world.processes(run_id)
+        used = os.statvfs(small_disk)
+        resize(small_disk, str((used.f_blocks - used.f_bfree) * used.f_frsize))
+        assert world.end_worker() == 0
+        assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE
+        assert "is the disk full?; the runs are ended all the same" in world.log_text()
+        world.start_worker("a", *options)
+        eventually(lambda: "the worker waits for room" in world.log_text(), what="the next life of the worker")
+        assert "Traceback" not in world.log_text()
+        assert not world.client.run(run_id).state.terminal
+        resize(small_disk, "2g")
+        world.wait_for_start(run_id, attempt=2)
+        succeed(world, run_id, attempt=2)
+        assert world.attempts(run_id)[0].state is AttemptState.INTERRUPTED
+        world.settle()
+
+
+def test_a_run_root_that_is_not_mounted_when_the_worker_starts_is_waited_for(world: FaultWorld) -> None:
+    run_id = world.submit()
+    world.wait_for_steps(run_id)
+    world.kill_worker()
+    elsewhere = world.root.with_name("elsewhere")
+    world.root.rename(elsewhere)
+    world.root.mkdir()
+    try:
+        world.start_worker()
+        run = eventually(lambda: lost(world, run_id), what="word that nobody knows")
+        assert run.state is RunState.RUNNING
+        assert f"the run root {world.root} is away" in world.log_tail()
+        assert len(world.processes(run_id)) == 1
+    finally:
+        world.root.rmdir()
+        elsewhere.rename(world.root)
+    world.wait_for_steps(run_id)
+    eventually(lambda: world.client.run(run_id).unknown_since is None, what="word that it is found")
+    succeed(world, run_id)
+    assert passed(world, run_id) == ["QUEUED", "LEASED", "RUNNING", "SUCCEEDED"]
+
+
+def lost(world: FaultWorld, run_id: str) -> Run | None:
+    run = world.client.run(run_id)
+    return run if run.unknown_since is not None else None
 
 
 @pytest.mark.postgres
