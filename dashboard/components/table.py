@@ -150,14 +150,14 @@ def table(
         select: rows have checkboxes; see `selected` and `reselect`.
         pick: pressing a row reports its id.
     """
-    version, ids = _forced(key)
+    version, _ = _forced(key)
     data = {
         "label": label,
         "height": height,
         "sort": sort,
         "select": select,
         "pick": pick,
-        "selection": {"version": version, "ids": ids},
+        "selection": {"version": version, "ids": list(selected(key))},  # by hand too: a table may be drawn anew
         "columns": [asdict(c) for c in columns],
         "rows": [_dense(r) for r in rows],
     }

@@ -72,9 +72,10 @@ def queue_part(queue: Queue, experiments: Mapping[str, Experiment], now: datetim
             f"{plural(queue.waiting, 'job')} waiting" + (", in the order in which workers take them" if items else ""),
         )
         queue_actions(queue)
-    if queue.paused_since is not None:
-        text = "Nothing is handed to any worker; what runs goes on."
-        note(text, title=f"The queue has been paused since {clock(queue.paused_since)}", tone="warn")
+    with st.container():  # a place of its own: what comes below does not move in the page when it comes and goes
+        if queue.paused_since is not None:
+            text = "Nothing is handed to any worker; what runs goes on."
+            note(text, title=f"The queue has been paused since {clock(queue.paused_since)}", tone="warn")
     if not items:
         if offset:
             note("Nothing waits that far back.")
@@ -104,9 +105,11 @@ def queue_actions(queue: Queue) -> None:
     chosen = [run_id for run_id in selected("queue") if run_id in shown]
     with st.container(horizontal=True, vertical_alignment="center", width="content"):
         if chosen:
-            with st.popover(f"Cancel {plural(len(chosen), 'job')}"):
-                st.html("<p>Cancel these jobs? They leave the queue; a retry puts one back.</p>")
-                st.button("Yes, cancel them", type="primary", key="confirm-cancel", on_click=cancel, args=(chosen,))
+            with st.popover("Cancel jobs"):  # always the same words: others would be another popover, and a closed one
+                jobs = "this job" if len(chosen) == 1 else f"these {len(chosen):,} jobs"
+                st.html(f"<p>Cancel {jobs}? What is cancelled leaves the queue; a retry puts it back.</p>")
+                label = f"Yes, cancel {len(chosen):,}"
+                st.button(label, type="primary", key="confirm-cancel", on_click=cancel, args=(chosen,))
         if queue.paused_since is None:
             st.button("Pause the queue", key="pause", on_click=pause_queue, args=(True,), help="what runs goes on")
         else:
