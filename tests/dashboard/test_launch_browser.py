@@ -85,8 +85,8 @@ def test_from_an_empty_laboratory_to_a_sweep_its_graph_and_its_queue(window: Vis
     assert api.queue().paused_since is None
     for box in queue.locator("tbody input[type=checkbox]").all():
         box.check()
-    page.get_by_role("button", name="Cancel 3 jobs").click()
-    page.get_by_role("button", name="Yes, cancel them").click()
+    page.get_by_role("button", name="Cancel jobs").click()
+    page.get_by_role("button", name="Yes, cancel 3").click()
     expect(page.get_by_text("Nothing waits", exact=True)).to_be_visible()
     assert api.queue().waiting == 0
     assert page.evaluate("() => window.hacked") is None
