@@ -111,8 +111,9 @@ def excess_chart(groups: Sequence[Group], options: Options, fits: Sequence[Fitte
             track = positive(track)
         law = laws.get(group.key)
         label = group.label
-        if law is not None:
-            label = f"{group.label[: LABEL_CHARS - 9]} α={number(law.exponent, 2)}"
+        if law is not None:  # a name that leaves no room for its exponent is better whole; the table has both
+            with_exponent = f"{label} α={number(law.exponent, 2)}"
+            label = with_exponent if len(with_exponent) <= LABEL_CHARS else label
         if not draw_group(figure, group, track, options, log_y=options.log, label=label):
             silent.append(group.label)
         if len(groups) <= MARKED:

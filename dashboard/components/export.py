@@ -90,6 +90,11 @@ def _made(files: Sequence[File], key: str) -> dict[str, Any] | None:
     return sent
 
 
-def share(key: str) -> None:
-    """A button that copies the address of the page, which holds everything that is chosen on it."""
-    _share(data={}, key=key)
+def share(key: str, **meant: str) -> None:
+    """A button that copies the address of the page, which holds everything that is chosen on it.
+
+    Args:
+        key: its name, unique on the page.
+        meant: what the address stands for now where it does not say so, by parameter; the copy says it.
+    """
+    _share(data=meant, key=key)

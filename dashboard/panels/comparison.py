@@ -41,7 +41,8 @@ def runs_table(
     rows = []
     for run in runs:
         group = places.get(run.id)
-        name = Cell(run.name, title=f"{run.name[:200]} · {run.id}", href=f"run?run={run.id}")
+        of = f"{run.experiment[:200]} · " if run.experiment else ""
+        name = Cell(run.name, title=f"{of}{run.name[:200]} · {run.id}", href=f"run?run={run.id}")
         if group is not None:
             color, _, dash = style(group.index)
             name = Cell(**{**vars(name), "color": f"var(--n2n-{color[1:]})", "dash": dash})

@@ -95,7 +95,7 @@ def body() -> None:
         else:
             charts = _charts(what, groups, view, size, options)
             with places:
-                share("compare-share")
+                share("compare-share", runs=",".join(ids), base=base)
                 _export(groups, view, size, options, charts)
 
 
@@ -249,8 +249,9 @@ def _baseline(entries: Sequence[Entry]) -> str:
 
 def _head(snap: Snapshot, groups: Sequence[Group], at: datetime) -> None:
     base = next((g.label for g in groups if g.baseline), "")
-    names = dict.fromkeys(e.run.name.partition("/")[0] for e in snap.entries)
-    crumb = next(iter(names)) if len(names) == 1 else f"{plural(len(groups), 'group')}, baseline {base}" if base else ""
+    names = {e.run.experiment for e in snap.entries}
+    of = f"{names.pop()} · " if len(names) == 1 and "" not in names else ""
+    crumb = f"{of}{plural(len(groups), 'group')}, baseline {base}" if base else ""
     counts = {state: sum(e.run.state is state for e in snap.entries) for state in RunState}
     chips = [
         Chip(str(count), unit=state.value.lower(), glyph=STATES[state][0], tone=STATES[state][1])

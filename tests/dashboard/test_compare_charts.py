@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -210,6 +211,13 @@ def test_fits_find_the_exponent_on_evaluations_whatever_the_axis(client: Compare
     assert sum(t["line"].get("dash") == "dot" for t in figure["data"] if "line" in t) == 3
     assert figure["layout"]["yaxis"]["type"] == "log"
     assert next(t["meta"]["label"] for t in figure["data"] if t.get("meta")) == "emb_dim 16 α=0.25"
+
+
+def test_a_label_is_cut_nowhere_to_make_room_for_an_exponent(client: CompareClient) -> None:
+    sweep(client)
+    groups = [replace(group, label=f"{group.label}, lr 0.001") for group in grouped(made(client, "step"))]
+    figure = excess_chart(groups, Options(), fits_of(groups, Options())).figure
+    assert [t["meta"]["label"] for t in figure["data"] if t.get("meta")] == [group.label for group in groups]
 
 
 def test_without_evaluations_the_batches_are_fitted(client: CompareClient) -> None:

@@ -68,6 +68,12 @@ def test_the_newest_sweep_is_compared_by_itself_with_seeds_as_one(sweep: Compare
     assert "The floor is fixed at zero" in text(page)
 
 
+def test_a_link_that_is_shared_names_the_runs_and_the_baseline_of_now(sweep: CompareClient, visit: Open) -> None:
+    """Whoever opens it after the next sweep has begun sees these runs, not that sweep."""
+    page = visit("compare")
+    assert sent(page, "compare-share") == {"runs": "r5,r4,r3,r2,r1,r0", "base": "r5"}
+
+
 def test_the_address_says_what_is_compared_and_how(sweep: CompareClient, visit: Open) -> None:
     page = visit(
         "compare", runs="r5,r1,gone", base="r1", x="flops", unit="bits", log="false", fit="false", band="false"
