@@ -189,17 +189,22 @@ def test_a_controller_that_restarts_changes_nothing(laboratory: SlurmLaboratory)
     assert len(laboratory.starts(other)) == len({start[0] for start in laboratory.starts(other)})
 
 
+@pytest.mark.faults
 def test_a_controller_that_crashes_costs_a_run_nothing(laboratory: SlurmLaboratory) -> None:
     cluster = laboratory.cluster
     run_id = laboratory.submit()
     laboratory.wait_for_start(run_id)
     laboratory.wait_for(run_id, RunState.RUNNING)
     began = time.time()
+    news = cluster.run(
+        "sbatch", "--parsable", "--hold", "-J", "news", "-o", "/dev/null", "--wrap", "true"
+    ).stdout.strip()
     eventually(lambda: cluster.has_written_down(f"n2n-{run_id}-1", began), what="what the controller remembers")
     cluster.kill_controller()
     failing = len(laboratory.programs.calls("squeue"))
     eventually(lambda: len(laboratory.programs.calls("squeue")) > failing, what="a look that fails")
     cluster.start_controller()
+    cluster.run("scancel", news)
     laboratory.tell(run_id, "finish")
     assert laboratory.wait_for(run_id, RunState.SUCCEEDED).attempt == 1
     assert len(laboratory.starts(run_id)) == 1

@@ -288,6 +288,7 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(small_disk: Path, t
         world.settle()
 
 
+@pytest.mark.faults
 def test_a_worker_whose_home_is_full_ends_its_runs_and_is_there_again_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
