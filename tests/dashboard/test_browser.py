@@ -100,7 +100,7 @@ def test_runs_are_listed_live_and_lead_to_their_page(
         row = page.locator(f"tr[data-id={run.lease.run_id}]")
         expect(row).to_contain_text("running")
         expect(row).to_contain_text("30%")
-        row.locator("a").focus()
+        row.locator("a").first.focus()
         run.train(500)
         expect(row).to_contain_text("50%")
         assert page.evaluate("() => document.activeElement.closest('tr')?.dataset.id") == run.lease.run_id

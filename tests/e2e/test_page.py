@@ -120,7 +120,7 @@ def watch(page: Page, lab: Laboratory, client: Client, sweep: str) -> None:
     """One of the waiting runs is cancelled and taken back; all of them reach their end before the reader's eyes."""
     last = client.runs(filter=f"experiment:{sweep}").items[0]
     assert last.name == "emb_dim=32,seed=1"
-    page.locator(f"tr[data-id={last.id}] a").click()
+    page.locator(f"tr[data-id={last.id}] a").first.click()  # the second leads to its experiment
     page.wait_for_url(f"**/run?run={last.id}")
     page.get_by_role("button", name="Cancel run").click()
     page.get_by_role("button", name="Yes, cancel it").click()
