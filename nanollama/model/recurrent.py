@@ -70,11 +70,11 @@ class BlockLinear(nn.Module):
         """Both widths are those of one head."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(nb_heads, in_channels, out_channels))
-        self.bias = nn.Parameter(torch.zeros(nb_heads, out_channels))
+        self.bias = nn.Parameter(torch.zeros(nb_heads * out_channels))  # a vector: matrices are drawn, and decay
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Map [B, T, H * I] to [B, T, H, O]."""
         nb_heads, in_channels, _ = self.weight.shape
         x_HBI = x_BTC.reshape(-1, nb_heads, in_channels).transpose(0, 1)
-        out_HBO = torch.baddbmm(self.bias[:, None], x_HBI, self.weight)
+        out_HBO = torch.baddbmm(self.bias.view(nb_heads, 1, -1), x_HBI, self.weight)
         return torch.unflatten(out_HBO.transpose(0, 1), 0, x_BTC.shape[:2])

@@ -243,6 +243,14 @@ def test_matrices_start_at_one_over_the_root_of_their_inputs(name: str) -> None:
         assert weight.abs().max() <= 3 * expected * 1.001, key
 
 
+@every_option
+def test_biases_are_vectors_so_that_they_are_neither_drawn_nor_decay(name: str) -> None:
+    for key, weight in learner(name, init_std=0.5).named_parameters():
+        if key.endswith(".bias"):
+            assert weight.ndim == 1, key
+            assert not weight.any(), key
+
+
 @every_learner
 def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up(name: str) -> None:
     for layers in (1, 16):

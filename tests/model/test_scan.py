@@ -174,9 +174,9 @@ def test_a_block_linear_map_keeps_heads_apart() -> None:
     linear = BlockLinear(2, 3, 5)
     torch.nn.init.normal_(linear.weight)
     torch.nn.init.normal_(linear.bias)
-    x_BTC = torch.randn(4, 7, 6)
+    x_BTC, bias_HO = torch.randn(4, 7, 6), linear.bias.unflatten(0, (2, 5))
     out_BTHO = linear(x_BTC)
     assert out_BTHO.shape == (4, 7, 2, 5)
     for h in range(2):
-        expected = x_BTC[..., 3 * h : 3 * h + 3] @ linear.weight[h] + linear.bias[h]
+        expected = x_BTC[..., 3 * h : 3 * h + 3] @ linear.weight[h] + bias_HO[h]
         torch.testing.assert_close(out_BTHO[:, :, h], expected)
