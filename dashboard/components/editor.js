@@ -2,10 +2,6 @@
 // a painted copy of the lines in view with colours, line numbers and marks. Everything is text, nothing is read as HTML.
 const PAUSE = 350; // milliseconds without a key after which the service is asked
 const STORE = "n2n-launch-draft"; // what was typed, for a page that is loaded again
-const LONGEST = 2000; // characters of a line beyond which it is painted without colours
-const TOKEN = /((?<=^|\s)#.*$)|("(?:[^"\\]|\\.)*"|'[^']*')|([A-Za-z_$][\w.$-]*)(?=\s*:(?:\s|$))|(?<![\w.])([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w)|true|false|null)\b/g;
-const CLASSES = ["comment", "string", "key", "value"];
-
 const MOST_KEPT = 20; // drafts of different sources
 
 function stored() {
@@ -23,27 +19,6 @@ function recall(source) {
   const kept = stored();
   const name = source || Object.keys(kept).sort((a, b) => kept[b].at - kept[a].at)[0];
   return typeof kept[name]?.text === "string" ? { source: name, ...kept[name] } : null;
-}
-
-function element(tag, name, text) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function coloured(line) {
-  const row = element("div");
-  let end = 0;
-  if (line.length <= LONGEST) {
-    for (const match of line.matchAll(TOKEN)) {
-      const kind = match.slice(1).findIndex((part) => part !== undefined);
-      row.append(line.slice(end, match.index), element("span", CLASSES[kind], match[0]));
-      end = match.index + match[0].length;
-    }
-  }
-  row.append(line.slice(end) || (end ? "" : "​"));
-  return row;
 }
 
 // Underlines what stands at a column, up to the end of the word, across the coloured pieces.
@@ -199,7 +174,9 @@ class Editor {
     const rows = [], numbers = [];
     for (let i = first; i < last; i++) {
       const marks = this.marks.get(i + 1) ?? [];
-      const row = coloured(this.lines[i]);
+      const row = element("div");
+      row.append(...coloured(this.lines[i]));
+      if (!this.lines[i]) row.append("\u200b"); // a row of no height otherwise
       const number = element("span", `${marks.length ? "bad" : ""} ${this.changed.has(i + 1) ? "changed" : ""}`, `${marks.length ? "✕ " : ""}${i + 1}`);
       if (marks.length) {
         row.className = "bad";

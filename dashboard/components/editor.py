@@ -41,7 +41,7 @@ _mount = st.components.v2.component(
   <ol></ol>
 </div>""",
     css=_here.with_suffix(".css").read_text(encoding="utf-8"),
-    js=_here.with_suffix(".js").read_text(encoding="utf-8"),
+    js="\n".join(_here.with_name(name).read_text(encoding="utf-8") for name in ("yaml.js", "editor.js")),
     isolate_styles=False,
 )
 

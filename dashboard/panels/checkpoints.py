@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.components.page import attempt_to, section
+from dashboard.components.source import source
 from dashboard.components.table import Cell, Column, Row, table
 from dashboard.data import editing
 from dashboard.panels.run_head import continue_from
@@ -103,7 +104,8 @@ def _actions(run: RunDetail, c: Checkpoint) -> None:
             with st.popover("Download", key="download-large"):
                 st.html(f"<p>{size(c.size_bytes)} are too much for the page. Fetch it from the service:</p>")
                 path = f"/api/v1/runs/{run.id}/checkpoints/{c.step}/archive"
-                st.code(f"curl -o {run.id}-{c.step}.tar {data.client().url}{path}", language="bash", wrap_lines=True)
+                command = f"curl -o {run.id}-{c.step}.tar {data.client().url}{path}"
+                source(command, label="The command that fetches it", key=f"fetch-{run.id}")
         with st.popover("Delete", key="delete", disabled=bool(c.pinned) or not run.state.terminal):
             st.html(f"<p>Delete the checkpoint of step {c.step:,} for good? This can't be undone.</p>")
             st.button("Yes, delete it", type="primary", key="confirm-delete", on_click=_delete, args=(run.id, c.step))

@@ -13,6 +13,7 @@ from dashboard.components.drawing import drawing
 from dashboard.components.facts import facts
 from dashboard.components.page import Chip, attempt_to, away_note, header, live, note, said, section
 from dashboard.components.plot import plot
+from dashboard.components.source import source
 from dashboard.components.table import Cell, Column, Row, table
 from dashboard.data import catalogue as service
 from dashboard.planning import Fact, entropy_text
@@ -161,7 +162,8 @@ def one_gssm(gssm: GSSMDetail, now: datetime) -> None:
         drawing(service.picture(gssm.hash), label=f"Graph of {gssm.name[:100]}", key=f"graph-{gssm.hash}")
         facts(gssm_facts(gssm))
         with st.expander("Config of the data"):
-            st.code(dump_yaml({"data": gssm.config}), language="yaml", wrap_lines=True)
+            text = dump_yaml({"data": gssm.config})
+            source(text, label="Config of the data", key=f"config-{gssm.hash}", yaml=True)
     with right:
         curve = gssm.by_position
         section("Entropy by position", "of a token given all before it · band: 95 %" if curve else "")

@@ -13,6 +13,7 @@ from dashboard import data
 from dashboard.components.drawing import drawing
 from dashboard.components.page import away_note, header, live, note, said, section, skeleton
 from dashboard.components.shortcuts import Shortcut, shortcuts
+from dashboard.components.source import source
 from dashboard.data import editing
 from dashboard.data.launch import draft_graph
 from dashboard.data.shared import steady
@@ -91,11 +92,10 @@ def config(run: RunDetail) -> None:
     left, right = st.columns([0.58, 0.42], gap="medium")
     with left:
         section("Config", f"resolved · hash {run.config_hash[:12]}")
-        with st.container(height=560, border=False):
-            st.code(text, language="yaml", wrap_lines=True)
+        source(text, label="The resolved config", key=f"config-{run.id}", yaml=True, height=560)
     with right:
         section("To repeat this run", "the config holds everything, seeds included")
-        st.code(repeat_commands(run.config, file_name), language="bash", wrap_lines=True)
+        source(repeat_commands(run.config, file_name), label="Commands to repeat this run", key=f"repeat-{run.id}")
         with st.container(horizontal=True):
             st.download_button(
                 "Download the config", text, file_name=file_name, mime="application/yaml", on_click="ignore"

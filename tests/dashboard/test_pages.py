@@ -112,8 +112,8 @@ def test_a_running_run_shows_its_curves_checkpoints_log_and_config(client: FakeC
     assert [row["step"] for row in cells(page, "checkpoints-a1")] == ["500", "250"]
     assert cells(page, "events-a1")[0]["what"] == "queued → running"
     assert sent(page, "log-a1")["text"].endswith("step 590\n")
-    assert "state_dim: 8" in page.code[0].value
-    assert "n2n submit a1.yaml" in page.code[1].value
+    assert "state_dim: 8" in sent(page, "config-a1")["text"]
+    assert "n2n submit a1.yaml" in sent(page, "repeat-a1")["text"]
     for said in ("base", "running", "worker w1", "attempt 1", "<b>600</b><span>/ 1,000", "ETA", "mnat"):
         assert said in text(page)
 
