@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 import nanollama
 from backend.archive.endpoints import IMPORT
 from backend.archive.endpoints import router as archive_router
+from backend.archive.tar import SMALLER
 from backend.auth.access import SECURITY, Tokens, authorize, is_open, needed_scope
 from backend.auth.endpoints import router as tokens_router
 from backend.auth.limits import RateLimit
@@ -23,6 +24,7 @@ from backend.deps import Clock, Context, refuse_unknown_queries, utc_now
 from backend.documentation import add_documentation
 from backend.errors import MEDIA_TYPE, install_error_handlers
 from backend.evaluations.endpoints import router as evaluations_router
+from backend.examples import EXAMPLES
 from backend.experiments.endpoints import router as experiments_router
 from backend.live.endpoints import router as live_router
 from backend.metrics.endpoints import router as metrics_router
@@ -135,7 +137,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     app.state.answers = Answers()
     install_error_handlers(app)
     app.add_exception_handler(NotModified, not_modified)
-    limits = {ROOT + IMPORT: settings.max_import_bytes}
+    limits = {ROOT + IMPORT: (settings.max_import_bytes, SMALLER)}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, others=limits)
     app.add_middleware(EntityTags)
     app.add_middleware(RateLimit)
@@ -143,7 +145,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> FastAPI:
     app.add_middleware(LoopbackOnly)
     app.add_middleware(Metering)
     app.add_middleware(RequestIds)
-    _document_problems(app)
+    _document(app)
     return app
 
 
@@ -152,14 +154,16 @@ def _start(context: Context) -> None:
         extend_leases(session, context.clock(), context.settings)
 
 
-def _document_problems(app: FastAPI) -> None:
-    """Let the documentation say that errors are application/problem+json."""
+def _document(app: FastAPI) -> None:
+    """Let the documentation give examples, name scopes, and say that errors are application/problem+json."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = plain()
             document.setdefault("components", {})["securitySchemes"] = {SECURITY: _SCHEME}
+            for name, example in EXAMPLES.items():
+                document["components"]["schemas"][name]["examples"] = [example]
             for path, operations in document["paths"].items():
                 for method, operation in operations.items():
                     needed = SCOPES[method, path]

@@ -152,20 +152,20 @@ def _is_tagged(start: Message) -> bool:
 class BodyLimit:
     """Refuses bodies over a size, whether announced or not."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, tuple[int, str]]) -> None:
         self._app = app
         self._max_bytes = max_bytes
-        self._others = others  # limits of single paths
+        self._others = others  # limits of single paths, each with what to do about it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - the ASGI interface
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        most = self._others.get(scope["path"], self._max_bytes)
-        error = TooLarge(f"the body has more than {most:,} bytes; send less at a time")
+        most, remedy = self._others.get(scope["path"], (self._max_bytes, "send less at a time"))
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > most:
+        if announced.isdecimal() and int(announced[:20]) > most:
             await _discard(receive, DISCARD * self._max_bytes)
+            error = TooLarge(f"the body has {int(announced[:20]):,} bytes, and {most:,} are allowed; {remedy}")
             await problem_response(error)(scope, receive, send)
             return
         received = 0
@@ -177,7 +177,8 @@ class BodyLimit:
             if received > most:
                 if message.get("more_body", False):
                     await _discard(receive, DISCARD * self._max_bytes)
-                raise HTTPException(TooLarge.status, error.detail)  # what FastAPI lets through while it reads a body
+                detail = f"the body has more than the {most:,} bytes that are allowed; {remedy}"
+                raise HTTPException(TooLarge.status, detail)  # what FastAPI lets through while it reads a body
             return message
 
         await self._app(scope, counted, send)

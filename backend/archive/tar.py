@@ -19,6 +19,8 @@ from nanollama.spec.base import Problem
 
 PIECE = 1 << 20
 MAX_MEMBERS = 500_000
+SMALLER = "export the runs one by one, and import each"
+"""What to do about an archive that is too large."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,5}")
@@ -118,7 +120,7 @@ def read_members(file: IO[bytes], max_bytes: int) -> Iterator[Member]:
                 raise refusal(f"the archive holds {member.name} twice")
             names.add(member.name)
             if len(names) > MAX_MEMBERS:
-                raise TooLarge(f"the archive holds more than {MAX_MEMBERS:,} files")
+                raise TooLarge(f"the archive holds more than the {MAX_MEMBERS:,} files that are allowed; {SMALLER}")
             yield member
             member.sha256()
             source.exactly(-member.size % _BLOCK)
@@ -147,7 +149,9 @@ class _Source:
         self.left = max_bytes
 
     def too_large(self) -> TooLarge:
-        return TooLarge(f"the archive has more than {self._max_bytes:,} bytes when it is unpacked")
+        return TooLarge(
+            f"unpacked, the archive has more than the {self._max_bytes:,} bytes that are allowed; {SMALLER}"
+        )
 
     def exactly(self, count: int) -> bytes:
         """The next bytes."""

@@ -8,9 +8,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,14 +21,16 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 from starlette.exceptions import HTTPException
 
+from backend.app import create_app
 from backend.database import Database
 from backend.deps import Context
 from backend.middleware import BodyLimit
 from backend.migrate import migrate
+from backend.settings import Settings
 from backend.tables import Base
 from nanollama.api.client import Client
-from nanollama.api.errors import Conflict, InvalidRequest, NotFound, TooLarge
-from tests.support.service import SPEC_YAML, Caller, checkpoint_line, metric_line
+from nanollama.api.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unauthorized, Unavailable
+from tests.support.service import SPEC_YAML, Caller, checkpoint_line, metric_line, serve, sqlite_url
 from tests.support.whole import answers, fill
 
 Files = dict[str, bytes]
@@ -406,13 +410,17 @@ def test_bombs_are_not_unpacked(
         small_limit = context.settings.model_copy(update={"max_import_bytes": 1 << 20, "max_stream_bytes": 1 << 16})
         served[0].state.context = Context(small_limit, database, context.notifier, context.clock)
         refused(
-            client, database, pack({**files, "runs/zero": bytes(2 << 20)}), "more than 1,048,576 bytes when", TooLarge
+            client,
+            database,
+            pack({**files, "runs/zero": bytes(2 << 20)}),
+            "unpacked, the archive has more than the 1,048,576 bytes",
+            TooLarge,
         )
         log = next(name for name in files if name.endswith("stdout.log"))
         refused(client, database, pack({**files, log: bytes(1 << 17)}), "a stream has at most 65,536")
         info = tarfile.TarInfo("archive.json")
         info.size = 1 << 33
-        refused(client, database, gzip.compress(info.tobuf(tarfile.GNU_FORMAT)), "more than 1,048,576", TooLarge)
+        refused(client, database, gzip.compress(info.tobuf(tarfile.GNU_FORMAT)), "more than the 1,048,576", TooLarge)
         nested = b'{"a":' * 100_000
         refused(client, database, pack({**files, "archive.json": nested}), "archive.json")
 
@@ -493,7 +501,7 @@ def test_only_an_import_may_be_larger_than_other_bodies() -> None:
 
     async def send(path: str) -> None:
         parts = [{"type": "http.request", "body": bytes(30), "more_body": more} for more in (True, False)]
-        limit = BodyLimit(taker, max_bytes=40, others={"/import": 80})
+        limit = BodyLimit(taker, max_bytes=40, others={"/import": (80, "")})
 
         async def receive() -> Any:
             return parts.pop(0)
@@ -501,5 +509,52 @@ def test_only_an_import_may_be_larger_than_other_bodies() -> None:
         await limit({"type": "http", "path": path, "headers": []}, receive, None)  # type: ignore[arg-type] # unused
 
     asyncio.run(send("/import"))
-    with pytest.raises(HTTPException, match="more than 40 bytes"):
+    with pytest.raises(HTTPException, match="more than the 40 bytes that are allowed; send less at a time"):
         asyncio.run(send("/runs"))
+
+
+class Unseekable(io.RawIOBase):
+    """So many zeros from a pipe."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self._left)
+        self._left -= size
+        return bytes(size)
+
+
+def test_who_sends_too_much_hears_the_service_and_not_a_broken_connection(
+    migrated_sqlite: Path, tmp_path: Path
+) -> None:
+    shutil.copy(migrated_sqlite, tmp_path / "n2n.db")
+    settings = Settings(database_url=sqlite_url(tmp_path), max_import_bytes=1 << 20, max_body_bytes=1 << 20)
+    large = 64 << 20  # more than the service reads of what it refuses
+    with serve(create_app(settings)) as url, Client(url, timeout=60) as client:
+        with pytest.raises(TooLarge, match="67,108,864 bytes, and 1,048,576 are allowed; export the runs one by one"):
+            client.import_archive(io.BytesIO(bytes(large)))
+        with pytest.raises(TooLarge, match="more than the 1,048,576 bytes that are allowed; export the runs one by"):
+            client.import_archive(Unseekable(large))  # type: ignore[arg-type] # it is read, and nothing else
+        with pytest.raises(TooLarge, match="67,108,864 bytes, and 1,048,576 are allowed; send less at a time"):
+            client.put_stream("a", "stdout.log", epoch=1, offset=0, data=bytes(large))
+    with (
+        serve(create_app(settings.model_copy(update={"tokens": True}))) as url,
+        Client(url, timeout=60) as client,
+        pytest.raises(Unauthorized),
+    ):
+        client.import_archive(io.BytesIO(bytes(large)))
+
+
+def test_a_connection_that_breaks_while_an_archive_is_sent_is_said_to_be_broken() -> None:
+    def broken(_request: httpx.Request) -> httpx.Response:
+        raise httpx.WriteError("Broken pipe")
+
+    with (
+        Client("http://127.0.0.1:1", transport=httpx.MockTransport(broken)) as client,
+        pytest.raises(Unavailable, match="ended the connection while the archive was sent"),
+    ):
+        client.import_archive(io.BytesIO(b"archive"))

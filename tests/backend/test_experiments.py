@@ -220,7 +220,6 @@ def test_with_always_earlier_runs_take_the_place_of_new_ones(caller: Caller) -> 
     assert [run["id"] for run in lone["runs"]] == reused[:1]
 
 
-@pytest.mark.slow
 def test_a_list_of_experiments_takes_as_many_queries_for_any_number(caller: Caller, database: Database) -> None:
     caller.register("w")
     submit(caller)
@@ -246,6 +245,7 @@ def test_a_list_of_experiments_takes_as_many_queries_for_any_number(caller: Call
     )
 
 
+@pytest.mark.slow
 def test_ten_thousand_runs_are_one_submission(caller: Caller) -> None:
     grid = "grid:\n  orchestration.utils.seed: range(0, 2500)\n  optim.lr: [1e-4, 3e-4, 1e-3, 3e-3]\n"
     made = submit(caller, yaml=SPEC_YAML + grid)

@@ -13,9 +13,11 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema_rs import validator_for
 from sqlalchemy.exc import OperationalError
 
 from backend.deps import Context
+from backend.examples import EXAMPLES
 from nanollama.api.errors import ERRORS
 from tests.support.service import SPEC_YAML, Caller
 from tests.support.waiting import eventually
@@ -359,6 +361,44 @@ def test_the_documentation_is_complete(served: tuple[FastAPI, str]) -> None:
             assert reply["content"][PROBLEM]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, name
         if "{" in name and "PUT /api/v1/workers" not in name:
             assert "404" in errors, name
+
+
+def test_every_body_and_every_answer_has_an_example_that_its_schema_allows(served: tuple[FastAPI, str]) -> None:
+    document = served[0].openapi()
+    schemas, shown = document["components"]["schemas"], set()
+
+    def check(where: str, content: dict[str, Any]) -> None:
+        for media_type, described in content.items():
+            if not media_type.endswith("json"):
+                continue
+            schema = described["schema"]
+            reference = schema.get("items", schema)["$ref"]  # of lists: what is in them
+            name = reference.rpartition("/")[2]
+            assert "examples" in schemas[name], f"{where}: {name} has no example"
+            whole = {"$ref": reference, "components": document["components"]}
+            faults = [
+                str(fault) for one in schemas[name]["examples"] for fault in validator_for(whole).iter_errors(one)
+            ]
+            assert faults == [], f"{where}: {name}"
+            shown.add(name)
+
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            where = f"{method.upper()} {path}"
+            check(where, operation.get("requestBody", {}).get("content", {}))
+            for reply in operation["responses"].values():
+                check(where, reply.get("content", {}))
+    assert shown == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_example_of_a_submission_can_be_submitted(caller: Caller) -> None:
+    made = caller.post("/experiments", **EXAMPLES["ExperimentCreate"])
+    assert (made["name"], made["num_runs"]) == ("two-nodes", 4)
+    run_id = made["runs"][0]["id"]
+    assert caller.post(f"/runs/{run_id}/clone", **EXAMPLES["Clone"])["num_runs"] == 1
+    assert caller.get("/runs", filter=EXAMPLES["Prioritise"]["filter"])["counts"] == {"QUEUED": 5}
+    assert caller.post("/specs/validate", **EXAMPLES["SpecInput"])["valid"] is True
 
 
 def test_the_documentation_is_served(served: tuple[FastAPI, str]) -> None:

@@ -105,14 +105,14 @@ class Transport:
                     raise Unavailable(f"no answer from {self.url} ({error}); is the service up?") from error
             time.sleep(0.2 * 2**failures)
 
-    def _download(self, path: str, **params: Any) -> Iterator[bytes]:
-        """The bytes of an answer of any size, piece by piece.
+    def _download(self, path: str, *, timeout: float = FOLLOW_SECONDS, **params: Any) -> Iterator[bytes]:
+        """The bytes of an answer of any size, piece by piece; `timeout`, in seconds, for the first and each after it.
 
         Raises:
             Unavailable: the connection broke, perhaps after some of them.
         """
         try:
-            with self._http.stream("GET", f"/api/v1{path}", params=params, timeout=FOLLOW_SECONDS) as reply:
+            with self._http.stream("GET", f"/api/v1{path}", params=params, timeout=timeout) as reply:
                 if not reply.is_success:
                     reply.read()
                     raise read_error(reply)
