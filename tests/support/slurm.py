@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -42,7 +43,12 @@ class SlurmCluster:
     def __init__(self, *, extra: Mapping[str, str] | None = None) -> None:
         # short: sockets lie in it
         self.folder = Path(tempfile.mkdtemp(prefix="n2n-slurm-", dir="/tmp"))
-        self._settings = {f"TESTBED_{key}": value for key, value in (extra or {}).items()}
+        # ended jobs are asked for at the end of a test: on a busy machine, later than the five minutes of Slurm
+        # a job on several nodes meets at a port that follows from its number (nanollama.cluster.slurm): two clusters on
+        # this machine must not have the same numbers; these give ports between those of the testbed and passing ones
+        first = random.randrange(12_000, 12_600)
+        given = {"MinJobAge": "3600", "FirstJobId": str(first), **(extra or {})}
+        self._settings = {f"TESTBED_{key}": value for key, value in given.items()}
         try:
             self._testbed("start")
         except BaseException:
@@ -173,11 +179,17 @@ def start_or_skip() -> SlurmCluster:
     return SlurmCluster()
 
 
+_shared: list[SlurmCluster] = []  # once for each module that has imported the fixture and uses it
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[SlurmCluster]:
-    """One cluster for the tests of this process."""
-    cluster = start_or_skip()
+    """One cluster for the tests of this process. Each module that imports it has a fixture of its own: they share."""
+    cluster = _shared[0] if _shared else start_or_skip()
+    _shared.append(cluster)
     try:
         yield cluster
     finally:
-        cluster.close()
+        _shared.pop()
+        if not _shared:
+            cluster.close()

@@ -19,6 +19,7 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("slurm")]
 
 MINUTES = 300.0
+TRAINER = "tests.support.slurm_trainer"
 MOMENTS = ("config.yaml", "job.sh", "submission.json", "start.claim", "proc.json", "metrics")
 """Files of an attempt directory, in the order in which they come."""
 
@@ -120,7 +121,7 @@ def test_training_on_two_nodes_meets_and_ends(
     slurm_cluster: SlurmCluster,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    with slurm_laboratory(tmp_path, slurm_cluster, program="worker", nodes=2, cpus=1) as laboratory:
+    with slurm_laboratory(tmp_path, slurm_cluster, program=TRAINER, nodes=2, cpus=1) as laboratory:
         run_id = laboratory.submit(config=yaml.safe_load(tiny_yaml(30)))
         eventually(lambda: laboratory.client.run(run_id).state.terminal, within=MINUTES, what="the end")
         run = laboratory.client.run(run_id)
