@@ -13,6 +13,7 @@ import math
 import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ class Checkpoints:
             self._scores[step] = score
             path = self.directory / checkpoint_name(step)
             if path.is_dir():
-                _write_score(path, step, score)
+                with suppress(FileNotFoundError):  # another process, or the thread that prunes, has just removed it
+                    _write_score(path, step, score)
 
     def score(self, path: Path) -> float | None:
         """The score of a checkpoint; None when it has not been evaluated."""
@@ -202,7 +204,7 @@ class Checkpoints:
 
     def _clear_hidden(self) -> None:
         for path in self.directory.glob(".*"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # what a reader keeps from being deleted, as on NFS, is for later
 
 
 def visible(directory: Path) -> list[Path]:
@@ -342,5 +344,5 @@ def _remove_unless_pinned(path: Path) -> bool:
     if (hidden / PINNED).exists():  # pinned at the very last moment
         hidden.rename(path)
         return False
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)  # it is gone; the next save clears away what could not be deleted yet
     return True

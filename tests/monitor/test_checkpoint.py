@@ -347,6 +347,44 @@ def test_a_pin_made_while_a_checkpoint_is_being_removed_saves_it(
     verify(old)
 
 
+def test_what_a_reader_keeps_from_being_deleted_is_gone_all_the_same_and_hinders_no_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = checkpoints(tmp_path, keep_last=1)
+    old = store.save(1, CONTENTS).path
+    store.save(2, CONTENTS)
+    rmtree = checkpoint.shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    assert store.prune() == [old]
+    store.save(3, CONTENTS)
+    assert names(tmp_path) == ["0000000002", "0000000003"]
+    assert list((tmp_path / CHECKPOINTS).glob(".*"))
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    store.save(4, CONTENTS)
+    assert not list((tmp_path / CHECKPOINTS).glob(".*"))
+
+
+def test_a_score_of_a_checkpoint_that_is_removed_at_that_moment_hinders_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = checkpoints(tmp_path)
+    path = store.save(1, CONTENTS).path
+    write = checkpoint.write_atomic
+
+    def removed_just_before(target: Path, content: bytes) -> None:
+        checkpoint.shutil.rmtree(path)
+        write(target, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", removed_just_before)
+    store.note_score(1, 0.5)
+    assert names(tmp_path) == []
+
+
 def test_a_snapshot_is_untouched_by_what_happens_to_the_tensors_and_keeps_tied_ones_tied(tmp_path: Path) -> None:
     weight = torch.arange(1000.0)
     state = {"a": weight, "b": weight, "part": weight[:3], "group": [{"lr": 0.1, "t": (weight[1], None)}]}
