@@ -82,9 +82,13 @@ def create_attempt(run_dir: Path, config: str, *, placed_by: str = "orchestratio
     attempt_dir = run_dir / str(number)
     try:
         attempt_dir.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(run_dir, error, placed_by) from None
+    try:
         write_atomic(attempt_dir / CONFIG, config.encode())
         write_provenance(attempt_dir)
     except OSError as error:
+        discard_attempt(attempt_dir)
         raise _unwritable(run_dir, error, placed_by) from None
     return attempt_dir
 

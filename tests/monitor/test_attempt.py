@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nanollama.monitor import attempt
 from nanollama.monitor.attempt import (
     claim_attempt,
     create_attempt,
@@ -67,6 +68,18 @@ def test_an_unwritable_run_directory_is_named_and_nothing_is_created(tmp_path: P
     with pytest.raises(SpecError, match="attempt_dir: cannot write to"):
         claim_attempt(tmp_path / "file" / "1")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_attempt_that_cannot_be_written_whole_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = create_attempt(tmp_path / "run", "")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(attempt, "write_provenance", full)
+    with pytest.raises(SpecError, match=r"cannot write to the run directory .*: No space left on device"):
+        create_attempt(tmp_path / "run", "")
+    assert list((tmp_path / "run").iterdir()) == [first]
 
 
 def test_a_discarded_attempt_leaves_no_trace_of_itself_but_spares_its_siblings(tmp_path: Path) -> None:
