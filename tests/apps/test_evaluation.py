@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,10 @@ def test_a_run_on_a_file_is_evaluated_on_another_and_bad_ones_are_named(tmp_path
         (["evaluation.data.n_data=13"], r"evaluation.data.n_data: .* has 12 sequences, and 13 are wanted"),
         ([f"evaluation.data.path={tmp_path / 'absent.h5'}"], r"evaluation.data.path: there is no file"),
         ([f"evaluation.data.path={training}"], r"evaluation.data.path: .* is what the learner is trained on"),
+        (
+            [f"evaluation.data.path={shutil.copy(training, tmp_path / 'copy.h5')}"],
+            "evaluation.data.path: .*copy.h5 holds the split 'train' of the same model and seed",
+        ),
         (
             ["evaluation.data.path=null", "evaluation.data.n_data=null", "evaluation.data.split=train"],
             "evaluation.data.split: the learner is trained on the split 'train'",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +151,15 @@ def _of_file(spec: ExperimentSpec, path: str, device: torch.device | str) -> Hel
         seq_len=reader.seq_len,
         device=device,
     )
-    with suppress(SpecError):  # a checkpoint may be evaluated where its training data are not
-        if kernels.content_hash() != _training_model(spec.data)[0].content_hash():
-            sequences.origin_note = f"{path} comes from another model than the training data: it measures transfer"
+    try:
+        trained, seed, _, split = _training_model(spec.data)
+    except SpecError:
+        return sequences  # a checkpoint may be evaluated where its training data are not
+    if kernels.content_hash() != trained.content_hash():
+        sequences.origin_note = f"{path} comes from another model than the training data: it measures transfer"
+    elif (reader.seed, reader.split) == (seed, split):
+        message = f"{path} holds the split '{split}' of the same model and seed, which the learner is trained on"
+        raise SpecError([Problem(path="evaluation.data.path", message=message, remedy="name a file of another split")])
     return sequences
 
 
