@@ -6,13 +6,13 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
 from tests.support.ports import free_ports
+from tests.support.waiting import eventually
 
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".bench" / "mlflow"
 BATCH = 1000  # values: what its API takes at most in one request
@@ -71,11 +71,10 @@ def log_batch(client: httpx.Client, run_id: str, metrics: list[dict[str, object]
 
 
 def _await(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
+    def answers() -> bool:
+        assert process.poll() is None, "MLflow did not start"
         with contextlib.suppress(httpx.TransportError):
-            if client.get("/health").is_success:
-                return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("MLflow did not start")
-        time.sleep(0.2)
+            return client.get("/health").is_success
+        return False
+
+    eventually(answers, within=START_SECONDS, every=0.2, what="MLflow")

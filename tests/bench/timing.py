@@ -1,10 +1,10 @@
-"""Median times, and the row of the table."""
+"""Median times, an even pace, and the row of the table."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -35,3 +35,12 @@ def interleaved(
             candidate()
             seconds.append(time.perf_counter() - start)
     return [pick(seconds) for seconds in times]
+
+
+def each_second(seconds: float) -> Iterator[int]:
+    """0, 1, 2, … one a second for so long, whatever the work between two of them takes."""
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < seconds:
+        number = int(passed)
+        yield number
+        time.sleep(max(0.0, number + 1 - (time.monotonic() - start)))

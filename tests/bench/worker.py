@@ -16,14 +16,16 @@ from pathlib import Path
 from nanollama.api.client import Client
 from nanollama.spec.rundir import EXIT, RESULT, metrics_file
 from tests.bench.service import _resident_mb, serve_process
-from tests.bench.timing import Row
+from tests.bench.timing import Row, each_second
 from tests.support.examples import experiment
 from tests.support.lease_service import LeaseService, serve
+from tests.support.waiting import eventually
 from worker.executors.processes import find_tree
 
 ROUNDS, CANCELS = 20, 10
 LIVE, SECONDS = 500, 20
 UPLOADS_PER_SECOND = 50  # as the service is set up
+BEGINNING = 150  # lines of a run after which it is well under way; it writes a hundred a second
 POLL = 0.03  # seconds between two looks, which take time from what is looked at
 
 
@@ -69,7 +71,7 @@ def _round(client: Client, root: Path) -> tuple[float, float, float]:
     path = metrics_file(directory, 0)
     _wait(lambda: path.exists() and b"\n" in path.read_bytes())
     started = float((directory / "started").read_text()) - queued
-    time.sleep(1.5)  # until the beginning is over
+    _wait(lambda: path.read_bytes().count(b"\n") > BEGINNING)
     written = path.read_bytes().splitlines()
     last, at = len(written) - 1, _time_of(written[-1])
     _wait(lambda: client.run(run_id).progress.step > last)
@@ -143,12 +145,10 @@ def _many(folder: Path) -> list[Row]:
 
 
 def _write(paths: list[Path], seconds: int) -> None:
-    for _ in range(seconds):
-        start = time.monotonic()
+    for _ in each_second(seconds):
         for path in paths:
             with open(path, "ab") as file:
                 file.write(b"a line of a log as long as lines of logs are, more or less\n")
-        time.sleep(max(0.0, 1.0 - (time.monotonic() - start)))
 
 
 def _flat(given: dict[str, object]) -> list[str]:
@@ -166,10 +166,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _wait(probe: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not probe():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(POLL)
+    eventually(probe, within=120, every=POLL)
 
 
 def _p95(values: list[float]) -> float:

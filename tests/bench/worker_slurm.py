@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from nanollama.spec.rundir import encode_line
-from tests.bench.timing import Row
+from tests.bench.timing import Row, each_second
 from tests.support.examples import experiment
 from tests.support.lease_service import LeaseService, serve
 from tests.support.waiting import eventually
@@ -49,11 +49,10 @@ def bench_worker_slurm() -> list[Row]:
             eventually(lambda: _submitted(folder) == JOBS, within=300, what="every submission")
             streams = [_run_here(directory) for directory in sorted((folder / "runs").glob("r-*/1"))[: JOBS // 2]]
             looks, before, start = _looks(folder), process.cpu_times(), time.monotonic()
-            while (seconds := time.monotonic() - start) < SECONDS:
+            for second in each_second(SECONDS):
                 for stream in streams:
-                    _write(stream, int(seconds))
-                time.sleep(1.0)
-            after, rounds = process.cpu_times(), (_looks(folder) - looks)
+                    _write(stream, second)
+            seconds, after, rounds = time.monotonic() - start, process.cpu_times(), _looks(folder) - looks
             memory = process.memory_info().rss / 1e6
     own = (after.user + after.system - before.user - before.system) / seconds
     children = after.children_user + after.children_system - before.children_user - before.children_system
@@ -100,8 +99,7 @@ def _submit_one(service: LeaseService, folder: Path, attempt_id: str) -> float:
     """Seconds from a run being queued until sbatch has taken it."""
     before, start = _submitted(folder), time.perf_counter()
     service.add(attempt_id, experiment(), run_id=f"r-{attempt_id}")
-    while _submitted(folder) == before:
-        time.sleep(0.005)
+    eventually(lambda: _submitted(folder) > before, every=0.005, what="the submission")
     return time.perf_counter() - start
 
 

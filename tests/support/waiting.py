@@ -9,12 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(probe: Callable[[], T], *, within: float = 60.0, what: str = "the condition") -> T:
-    """The first true value that `probe` returns; AssertionError when none comes `within` seconds."""
+def eventually(probe: Callable[[], T], *, within: float = 60.0, every: float = 0.05, what: str = "the condition") -> T:
+    """The first true value that `probe`, called `every` so many seconds, returns; AssertionError after `within`."""
     deadline = time.monotonic() + within
     while True:
         value = probe()
         if value:
             return value
         assert time.monotonic() < deadline, f"{what} did not come within {within:.0f} s; last: {value!r}"
-        time.sleep(0.05)
+        time.sleep(every)
