@@ -62,7 +62,7 @@ def forget() -> None:
     shared.forget()
 
 
-def made(client: CompareClient, x: Any = "step", window: Window = None) -> list[Entry]:
+def made(client: CompareClient, x: Any = "step", window: Window = None) -> tuple[Entry, ...]:
     return entries(list(client.stored.values()), x, log_x=True, window=window)
 
 
@@ -284,3 +284,22 @@ def test_zoom_reads_the_window_finer_and_keeps_the_rest(client: CompareClient) -
 def test_names_are_never_markup() -> None:
     assert plain("<b>x</b> %{y}") == "&lt;b&gt;x&lt;/b&gt; %&#123;y}"
     assert len(plain("x" * 100)) == 26
+
+
+# -- what is kept between ticks ------------------------------------------------------------------------------------
+
+
+def test_entries_are_the_same_objects_until_a_run_goes_on(client: CompareClient) -> None:
+    client.add_run("r0", width=16)
+    client.add_run("r1", width=32, steps=400)
+    before = made(client)
+    streamlit.cache_data.clear()
+    assert made(client) is before
+    assert before[1].sizes["tokens"] == 400 * 4032
+    client.add_run("r1", width=32, steps=600)
+    streamlit.cache_data.clear()
+    after = made(client)
+    assert after[0] is before[0]
+    assert after[1].sizes["tokens"] == 600 * 4032
+    assert after[1].curve is not None
+    assert after[1].curve.step[-1] == 600

@@ -8,7 +8,10 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from dashboard.charts import curves
+from dashboard.charts.curves import Chart
 from dashboard.data import editing
+from dashboard.panels import run_charts
 from dashboard.panels.run_log import matching
 from nanollama.api import schemas
 from nanollama.api.errors import Conflict
@@ -325,3 +328,29 @@ def test_a_run_that_is_opened_again_elsewhere_is_polled_again(client: FakeClient
     st.cache_data.clear()
     page.run()
     assert "Waiting to start" in text(page)
+
+
+# -- what is kept between ticks ------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_made_once_while_nothing_is_new(
+    client: FakeClient, visit: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Chart] = []
+
+    def loss_chart(*arguments: Any, **options: Any) -> Chart:
+        made.append(curves.loss_chart(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(run_charts, "loss_chart", loss_chart)
+    client.add("a1", RunState.RUNNING, step=600)
+    for _ in range(2):
+        st.cache_data.clear()
+        visit("run", run="a1")
+    assert len(made) == 1
+    client.add("a1", RunState.RUNNING, step=700)
+    st.cache_data.clear()
+    page = visit("run", run="a1")
+    assert len(made) == 2
+    line = next(t for t in sent(page, "loss-a1")["figure"]["data"] if t.get("name") == "loss")
+    assert line["x"][-1] == 700
