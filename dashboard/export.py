@@ -152,8 +152,16 @@ client = Client(os.environ.get("N2N_URL", {url!r}))
 query = MetricsQuery(runs=ids, keys=["excess", "loss"], x=X, spacing="log" if LOG else "linear", max_points=1000)
 series = {{each.run_id: each.series for each in client.curves(query).runs}}
 query = MetricsQuery(runs=ids, keys=["bound"], max_points=5)
-bounds = {{m.run_id: m.series["bound"].summary.mean for m in client.curves(query).runs if "bound" in m.series}}
-entropy = {{run: np.mean([bounds[r] for r in world if r in bounds] or [np.nan]) for world in WORLDS for run in world}}
+bounds = {{m.run_id: m.series["bound"].summary for m in client.curves(query).runs if "bound" in m.series}}
+
+
+def bound_of(world):
+    """Mean bound over all batches of the runs that learn from the same data; NaN where there is none."""
+    known = [bounds[run] for run in world if run in bounds and bounds[run].count and np.isfinite(bounds[run].mean)]
+    return np.average([b.mean for b in known], weights=[b.count for b in known]) if known else np.nan
+
+
+entropy = {{run: bound_of(world) for world in WORLDS for run in world}}
 
 
 def points(run, key):
@@ -275,19 +283,22 @@ def extent(run):
 
 
 fig, ax = plt.subplots(figsize=(6.75, 4.2), layout="constrained")
-places = []
+world_of = {run: number for number, world in enumerate(WORLDS) for run in world}
+places = {}  # sizes and ends, by the data that are learnt from
 for label, runs in GROUPS.items():
     ends = np.array([[extent(run), end(run)] for run in runs], float)
     ends = ends[np.isfinite(ends).all(1)]
     if len(ends):
         (x, y), spread = ends.mean(0), ends[:, 1].std(ddof=1) / len(ends) ** 0.5 if len(ends) > 1 else 0
-        places.append((x, y))
+        if x > 0 and y > 0:
+            places.setdefault(frozenset(world_of[run] for run in runs), []).append((x, y))
         ax.errorbar(x, y, spread, fmt="o", capsize=3, label=name(label), color=STYLES[label]["color"])
-places = np.array([(x, y) for x, y in places if x > 0 and y > 0])
-if len({x for x, _ in places}) >= 3:
-    slope, level = np.polyfit(*np.log(places).T, 1)
-    x = np.geomspace(places[:, 0].min(), places[:, 0].max())
-    ax.plot(x, np.exp(level) * x**slope, ":", color="#566474", label=f"α = {-slope:.3f}")
+for some in places.values():
+    if len({x for x, _ in some}) >= 3:
+        some = np.array(some)
+        slope, level = np.polyfit(*np.log(some).T, 1)
+        x = np.geomspace(some[:, 0].min(), some[:, 0].max())
+        ax.plot(x, np.exp(level) * x**slope, ":", color="#566474", label=f"α = {-slope:.3f}")
 ax.set(xscale="log", yscale="log", xlabel=X_TITLE, ylabel=f"excess, {UNIT}")
 ax.legend(fontsize="small")
 '''

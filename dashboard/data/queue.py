@@ -11,6 +11,7 @@ from nanollama.api.errors import NotFound
 TTL = 1.0  # seconds
 SHOWN_JOBS, SHOWN_HELD = 200, 500
 HELD = ("LEASED", "SUBMITTED", "RUNNING")
+EVERY_APP = 'app!=""'  # naming the field brings in the jobs that compute bounds, which lists leave out
 
 
 @st.cache_data(ttl=TTL, show_spinner=False, max_entries=16)
@@ -22,7 +23,7 @@ def queue(offset: int) -> schemas.Queue:
 @st.cache_data(ttl=TTL, show_spinner=False)
 def held() -> list[schemas.Run]:
     """The runs that workers hold; those that compute bounds too."""
-    return data.client().runs(state=list(HELD), filter="app~gssm", limit=SHOWN_HELD).items
+    return data.client().runs(state=list(HELD), filter=EVERY_APP, limit=SHOWN_HELD).items
 
 
 @st.cache_data(ttl=5, show_spinner=False, max_entries=256)

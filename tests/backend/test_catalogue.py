@@ -274,6 +274,7 @@ def test_lists_leave_jobs_out_unless_they_are_asked_for(caller: Caller) -> None:
     assert [run["id"] for run in caller.get("/runs")["items"]] == [run_id]
     assert caller.get("/runs")["counts"] == {"QUEUED": 1}
     assert [run["id"] for run in caller.get("/runs", filter="app:gssm.entropy")["items"]] == [job]
+    assert {run["id"] for run in caller.get("/runs", filter='app!=""')["items"]} == {run_id, job}
     assert [item["id"] for item in caller.get("/experiments")["items"]] == [caller.run(run_id)["experiment_id"]]
     assert caller.run(job)["experiment_id"] == BOUNDS
     bounds = caller.get(f"/experiments/{BOUNDS}")
