@@ -16,7 +16,7 @@ from tests.support.installation import Installation
 from tests.support.page import chart
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.xdist_group("demo")
+pytestmark = pytest.mark.xdist_group("wheel")
 
 
 def test_it_prints_loss_bound_excess_and_the_page(demo: Demo) -> None:
@@ -58,8 +58,9 @@ def test_the_page_shows_the_curve_a_dashed_bound_and_checkpoints(demo: Demo) -> 
 
 
 def test_exit_ends_by_itself_with_success_and_leaves_no_process(installation: Installation, tmp_path: Path) -> None:
-    running = start_demo(installation, tmp_path, "--exit")
-    eventually(lambda: "watch it on" in running.text or running.process.poll() is not None, within=120)
+    with installation.with_short_demo():
+        running = start_demo(installation, tmp_path, "--exit")
+        eventually(lambda: "watch it on" in running.text or running.process.poll() is not None, within=120)
     children = running.children()
     assert len(children) >= 3, running.text
     assert running.process.wait(240) == 0, running.text

@@ -10,7 +10,7 @@ import pytest
 from tests.support.installation import Installation
 from tests.support.ports import free_ports
 
-pytestmark = pytest.mark.xdist_group("installed")
+pytestmark = pytest.mark.xdist_group("wheel")  # one installation, compiled once
 
 DEBUG = "import nanollama, pathlib; print(pathlib.Path(nanollama.__file__).parent / 'configs/gssm/debug.yaml')"
 

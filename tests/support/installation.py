@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import site
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,19 @@ class Installation:
         """The caller's environment without what would lead back to the checkout or to another service."""
         drop = ("PYTHONPATH", "VIRTUAL_ENV")
         return {k: v for k, v in os.environ.items() if k not in drop and not k.startswith(("N2N_", "PYTEST"))}
+
+    @contextlib.contextmanager
+    def with_short_demo(self) -> Iterator[None]:
+        """Let the debug config, which the demo trains, take a few steps only."""
+        (path,) = self.python.parent.parent.glob("lib/python*/site-packages/nanollama/configs/gssm/debug.yaml")
+        text = path.read_text()
+        short = text.replace("steps: 300", "steps: 30")
+        assert short != text
+        path.write_text(short)
+        try:
+            yield
+        finally:
+            path.write_text(text)
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run `python -m …` or any other arguments of the interpreter."""
