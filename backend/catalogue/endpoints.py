@@ -60,7 +60,7 @@ def get_gssm(context: ContextDep, content_hash: ContentHash) -> GSSMDetail:
     "/gssms/{content_hash}/graph.svg",
     summary="Picture of a graph",
     response_class=Response,
-    responses={**error_responses(404), 200: PICTURE},
+    responses={**error_responses(404, 409), 200: PICTURE},
 )
 def draw_gssm(context: ContextDep, content_hash: ContentHash) -> Response:
     """An SVG in the colours of its reader's theme."""
@@ -73,7 +73,7 @@ def draw_gssm(context: ContextDep, content_hash: ContentHash) -> Response:
     "/gssms/{content_hash}/bound",
     status_code=status.HTTP_202_ACCEPTED,
     summary="Find the entropy",
-    responses=error_responses(404),
+    responses=error_responses(404, 409),
 )
 def compute_bound(context: ContextDep, content_hash: ContentHash) -> GSSM:
     """Queue a job that finds the entropy of the model's sequences, exact where it can be.

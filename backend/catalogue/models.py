@@ -69,5 +69,5 @@ def describe(spec: GSSMSpec) -> str:
 
 
 def read_graph(graph: Mapping[str, Any]) -> GSSMSpec:
-    """The graph of a row."""
+    """The graph of a row. Raises SpecError for one of a version with other keys."""
     return parse(GSSMSpec, graph)

@@ -26,6 +26,7 @@ from nanollama.api.status import RunState
 from nanollama.data.gssm import relevant_latents
 from nanollama.spec.base import Problem, SpecError, hash_data
 from nanollama.spec.drawing import draw_graph
+from nanollama.spec.gssm import GSSMSpec
 
 
 class CatalogueService:
@@ -70,8 +71,8 @@ class CatalogueService:
         )
 
     def graph(self, content_hash: str) -> str:
-        """A picture of its graph. Raises NotFound."""
-        return draw_graph(read_graph(self._require(content_hash).graph))
+        """A picture of its graph. Raises NotFound, or Conflict when this version cannot read it."""
+        return draw_graph(_graph_of(self._require(content_hash)))
 
     def add(self, model: TrueModel) -> schemas.GSSM:
         """Enter a true model, unless it is known."""
@@ -83,8 +84,10 @@ class CatalogueService:
 
         Raises:
             NotFound: no such true model.
+            Conflict: its graph was stored by another version.
         """
         row = self._require(content_hash)
+        _graph_of(row)
         job = self._job(row)
         if job is not None and self._wants_retry(row, job):
             with suppress(Conflict):  # somebody else has, just now
@@ -169,20 +172,43 @@ def _model_of(report: schemas.DatasetReport) -> TrueModel | None:
 
 
 def _gssm_view(row: GSSM, num_runs: int, job: Run | None) -> schemas.GSSM:
-    graph = read_graph(row.graph)
     return schemas.GSSM(
         hash=row.hash,
         name=row.name,
-        nodes=[node.name for node in graph.nodes],
-        num_latents=len(graph.nodes) - 1,
-        joint_states=math.prod(node.state_dim for node in relevant_latents(graph)),
-        vocab=graph.observed.state_dim,
+        **_sizes(row.graph),
         seq_len=row.seq_len,
         seed=row.seed,
         num_runs=num_runs,
         created_at=row.created_at,
         bound=bounds.bound_view(row, job),
     )
+
+
+def _graph_of(row: GSSM) -> GSSMSpec:
+    """The graph of a row, to work with. Raises Conflict when this version cannot read it."""
+    try:
+        return read_graph(row.graph)
+    except SpecError as error:
+        why = "its graph was stored by another version, and does not load in this version"
+        raise Conflict(f"nothing can be done with the GSSM '{row.hash}': {why}", error.problems) from None
+
+
+def _sizes(graph: dict[str, Any]) -> dict[str, Any]:
+    """What lists say of a graph; one of another version, which may not load, is taken as it stands there."""
+    try:
+        spec = read_graph(graph)
+    except SpecError:
+        nodes = graph["nodes"]
+        latents = [node["state_dim"] for node in nodes if not node.get("observed")]
+        vocab = next(node["state_dim"] for node in nodes if node.get("observed"))
+        names = [node["name"] for node in nodes]
+        return {"nodes": names, "num_latents": len(latents), "joint_states": math.prod(latents), "vocab": vocab}
+    return {
+        "nodes": [node.name for node in spec.nodes],
+        "num_latents": len(spec.nodes) - 1,
+        "joint_states": math.prod(node.state_dim for node in relevant_latents(spec)),
+        "vocab": spec.observed.state_dim,
+    }
 
 
 _SAID = (schemas.DatasetReport.model_fields.keys() & schemas.Dataset.model_fields.keys()) - {"path"}

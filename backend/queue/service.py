@@ -14,6 +14,7 @@ from backend.ids import new_id
 from backend.queue.repository import AttemptRepository
 from backend.runs.repository import EventRepository, RunRepository
 from backend.runs.service import no_run, run_view
+from backend.specs.service import stored_problems
 from backend.tables import Attempt, Run
 from nanollama.api import schemas
 from nanollama.api.errors import Conflict
@@ -29,6 +30,7 @@ _NOT_THE_END = {
     AttemptState.FAILED: "failed",
 }
 """States of an attempt after which its run may go on."""
+_CAN_BE_RETRIED = (RunState.FAILED, RunState.CANCELLED)
 
 
 class QueueService:
@@ -84,9 +86,13 @@ class QueueService:
 
         Raises:
             NotFound: no such run.
-            Conflict: it goes on by itself, or has succeeded.
+            Conflict: it goes on by itself, has succeeded, or its config is none of this version's.
         """
         attempt, run = self._lock(run_id)
+        problems = stored_problems(run.app, run.config) if run.state in _CAN_BE_RETRIED else []
+        if problems:
+            why = "its config was stored by another version, and does not load in this one"
+            raise Conflict(f"run '{run_id}' cannot be retried: {why}; clone it with overrides", problems)
         if not self._reopen(attempt, run):
             remedy = "clone it to run it once more" if run.state is RunState.SUCCEEDED else "cancel it first"
             raise Conflict(
@@ -162,7 +168,7 @@ class QueueService:
         return asked
 
     def _reopen(self, attempt: Attempt, run: Run) -> bool:
-        if run.state not in (RunState.FAILED, RunState.CANCELLED):
+        if run.state not in _CAN_BE_RETRIED:
             return False
         why = f"retried after attempt {attempt.number}"
         self._events.add(run.id, "reopened", self._now, attempt=attempt.number, message=why)

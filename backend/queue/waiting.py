@@ -70,7 +70,7 @@ class WaitingService:
                     attempt=attempt.number,
                     priority=attempt.priority,
                     since=attempt.created_at,
-                    resources=schemas.Resources.model_validate(need),
+                    resources=schemas.Resources.stored(need),
                     reason=reason,
                     detail=detail,
                 )

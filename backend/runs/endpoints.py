@@ -15,6 +15,8 @@ from backend.queue.service import QueueService
 from backend.revalidation import Revalidated
 from backend.runs.editing import RunEditor
 from backend.runs.service import RunService, Wanted, run_view
+from backend.specs.service import stored_problems
+from nanollama.api.errors import InvalidRequest
 from nanollama.api.filters import LANGUAGE, MAX_CHARS, Term, parse_filter
 from nanollama.api.schemas import (
     Archive,
@@ -132,7 +134,15 @@ def clone_run(
     """Make a new experiment from a run's config, with overrides: from the first step on, or from a checkpoint."""
     with context.database.read() as session:
         given, pool = ExperimentService(session, context.clock()).clone_of(run_id, body)
-    return submit_experiment(context, given, idempotency_key, pool)
+    try:
+        return submit_experiment(context, given, idempotency_key, pool)
+    except InvalidRequest as error:
+        with context.database.read() as session:
+            run = RunService(session).require_whole(run_id)
+        if not stored_problems(run.app, run.config):
+            raise
+        why = f"the config of run '{run_id}' was stored by another version, and does not load in this one"
+        raise InvalidRequest(f"{why}; give overrides, or submit a config of today", error.problems) from None
 
 
 @router.patch("/{run_id}", summary="Change a run", responses=error_responses(404))

@@ -81,14 +81,19 @@ class RunService:
 
     def detail(self, run_id: str) -> schemas.RunDetail:
         """One run with config and result. Raises NotFound."""
-        row = self._runs.get(run_id, details=True)
-        if row is None:
-            raise no_run(run_id)
+        row = self.require_whole(run_id)
         return schemas.RunDetail(**dict(run_view(row)), config=row.config, result=row.result)
 
     def require(self, run_id: str) -> Run:
         """The row of a run. Raises NotFound."""
         row = self._runs.get(run_id)
+        if row is None:
+            raise no_run(run_id)
+        return row
+
+    def require_whole(self, run_id: str) -> Run:
+        """As require, with config and result."""
+        row = self._runs.get(run_id, details=True)
         if row is None:
             raise no_run(run_id)
         return row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from backend.columns import clean_data, dump_json
 from nanollama.api import schemas
 from nanollama.api.errors import InvalidRequest
 from nanollama.spec.base import Note, Problem, SpecError, hash_data, parse
-from nanollama.spec.experiment import ExperimentSpec
+from nanollama.spec.experiment import APPS, ExperimentSpec
 from nanollama.spec.grid import Variant, expand, read_grid
 from nanollama.spec.identity import essence
 from nanollama.spec.load import MAX_BYTES, Document, load_yaml
@@ -165,6 +165,17 @@ def _variation(variant: Variant[ExperimentSpec], *, swept: bool) -> Variation:
         config_hash=hash_data(config),
         training_hash=hash_data(essence(config)),
     )
+
+
+def stored_problems(app: str, config: Mapping[str, Any]) -> Sequence[Problem]:
+    """Why a stored config, perhaps of another version, does not load in this one; nothing when it does."""
+    if app not in APPS:
+        return [Problem(path="app", message=f"this version has no application '{app}'")]
+    try:
+        parse(APPS[app].spec, config)
+    except SpecError as error:
+        return readable(error.problems)
+    return []
 
 
 def refusal(error: SpecError) -> InvalidRequest:

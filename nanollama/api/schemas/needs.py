@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +20,11 @@ class Resources(Request):
     labels: list[Annotated[Label, Field(max_length=64)]] = Field(
         default=[], max_length=32, description="each has to be one of the worker's"
     )
+
+    @classmethod
+    def stored(cls, data: Mapping[str, Any]) -> Resources:
+        """What was stored, perhaps by another version: keys that this one does not know are passed over."""
+        return cls.model_validate({key: value for key, value in data.items() if key in cls.model_fields})
 
 
 class Budgets(Request):
