@@ -59,6 +59,7 @@ class Database:
             _prepare_sqlite(self.engine)
             self._reader = self.engine.execution_options(read_only=True)
         else:
+            _prepare_postgres(self.engine)
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         # SQLite lets one writer in and has the others poll with growing pauses; in our own process they can queue
         self._writer: contextlib.AbstractContextManager[Any] = (
@@ -142,6 +143,16 @@ def _prepare_sqlite(engine: Engine) -> None:
         # writer came between: a transaction that may write takes the lock at its start.
         read_only = connection.get_execution_options().get("read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _prepare_postgres(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        # Lists over very many runs are estimated to be so dear that each query would be compiled, which takes far
+        # longer than to run it.
+        connection.autocommit = True  # within a transaction the pool's reset would undo it
+        connection.execute("SET jit = off")
+        connection.autocommit = False
 
 
 def upsert(session: Session, table: Any) -> Any:

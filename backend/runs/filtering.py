@@ -14,6 +14,7 @@ from sqlalchemy import (
     CompoundSelect,
     Integer,
     and_,
+    cast,
     false,
     func,
     not_,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     type_coerce,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.operators import ge, gt, le, lt
 
@@ -91,6 +93,9 @@ def _holds(column: Any, op: str, value: Value) -> ColumnElement[bool]:
 
 
 def _has_tag(op: str, value: str, *, sqlite: bool) -> ColumnElement[bool]:
+    if op == "=" and not sqlite:  # several times as fast as to unfold each list
+        has: ColumnElement[bool] = cast(Run.tags, JSONB).contains([value])
+        return has
     function = func.json_each if sqlite else func.json_array_elements_text
     tag = function(Run.tags).table_valued("value", name="tag").c.value
     return select(1).where(_holds(tag, op, value)).correlate(Run).exists()

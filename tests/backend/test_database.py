@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from backend.database import Database
 from tests.support.waiting import eventually
@@ -29,3 +30,10 @@ def test_the_end_waits_for_a_transaction_under_way_and_closes_its_connection(dat
     end.join(60)
     with pytest.raises(Exception, match="closed"):
         connections[0].execute("SELECT 1")
+
+
+@pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+def test_postgres_compiles_no_queries(database: Database) -> None:
+    for transaction in (database.read, database.write):
+        with transaction() as session:
+            assert session.scalar(text("SHOW jit")) == "off"
