@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-slow test-faults bench lint format types imports screenshots lock clean services
+.PHONY: help install demo up test test-slow test-faults bench lint format engine screenshots lock clean services
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,9 +25,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.app
 
 install: $(VENV)/.dev ## Create .venv with everything, development tools included
-
-# the engine's loops, once before many processes want them at the same time
-COMPILE := $(BIN)/python -m nanollama.apps.gssm.entropy config=configs/gssm/debug.yaml num_sequences=2 > /dev/null
 
 demo: $(VENV)/.app ## Start everything, train the debug config and show it beside its bound (ARGS=--exit ends by itself)
 	@$(BIN)/n2n demo $(ARGS)
@@ -48,18 +45,20 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint services ## Run every check and every test that is not slow
-	@$(COMPILE)
+# the engine's loops, once before many processes want them at the same time
+engine: $(VENV)/.dev
+	@$(BIN)/python -m nanollama.apps.gssm.entropy config=configs/gssm/debug.yaml num_sequences=2 > /dev/null
+
+test: $(VENV)/.dev services ## Run every check and every test that is not slow
+	@$(MAKE) --no-print-directory -j2 lint engine
 	$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
 
-test-slow: $(VENV)/.dev services ## Run the long loops and the training tests
-	@$(COMPILE)
+test-slow: engine services ## Run the long loops and the training tests
 	$(PYTEST) -n $(JOBS) --dist loadgroup -m slow $(ARGS)
 
 FAULTS := tests/e2e/faults tests/worker/test_slurm_cluster.py tests/worker/test_slurm_faults.py
 
-test-faults: $(VENV)/.dev services ## Run the crashes on real processes, at length
-	@$(COMPILE)
+test-faults: engine services ## Run the crashes on real processes, at length
 	$(PYTEST) -n $(JOBS) --dist loadgroup -m "" $(FAULTS) $(ARGS)
 
 bench: $(VENV)/.dev ## Measure speed, each figure beside the naive way in the same run
