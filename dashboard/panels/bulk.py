@@ -50,7 +50,8 @@ def bulk(ids: tuple[str, ...], whole: str, total: int, table_key: str) -> None:
         if ids and total > len(ids):
             st.toggle(f"all {total:,} that match", key="everything")
         with st.popover("Cancel", disabled=off):
-            st.html(f"<p>Stop {plural(count, 'run')} for good? This can't be undone. Checkpoints and metrics stay.</p>")
+            then = "What runs is asked to save a checkpoint first; a retry goes on from the newest one."
+            st.html(f"<p>Stop {plural(count, 'run')}? {then}</p>")
             st.button(f"Yes, cancel {count:,}", type="primary", key="confirm-bulk", on_click=act, args=("cancel",))
         help_retry = "Those that failed or were cancelled go on from their checkpoints."
         st.button("Retry", disabled=off, key="bulk-retry", help=help_retry, on_click=act, args=("retry",))

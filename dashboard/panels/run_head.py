@@ -102,7 +102,9 @@ def actions(run: RunDetail) -> None:
         st.button(label, key="archive", help=tip, on_click=_archive, args=(run.id, not run.archived))
     elif not run.cancel_requested:
         with st.popover("Cancel run", key="cancel"):
-            st.html("<p>Stop this run for good? This can't be undone. Its checkpoints and metrics stay.</p>")
+            st.html(
+                "<p>Stop this run? It is asked to save a checkpoint first; a retry goes on from the newest one.</p>"
+            )
             st.button("Yes, cancel it", type="primary", key="confirm-cancel", on_click=_cancel, args=(run.id,))
 
 

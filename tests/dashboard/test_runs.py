@@ -152,7 +152,7 @@ def test_actions_wait_for_a_selection_and_end_it(client: FakeClient, visit: Open
 def test_cancelling_many_asks_first(client: FakeClient, visit: Open) -> None:
     client.add("a1", RunState.RUNNING, step=10)
     page = choose(visit(), "a1")
-    assert "can't be undone" in text(page)
+    assert "a retry goes on from the newest one" in text(page)
     assert not client.selections
     press(page, "confirm-bulk")
     assert client.stored["a1"].cancel_requested
