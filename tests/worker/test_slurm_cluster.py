@@ -126,6 +126,7 @@ def test_a_crash_of_the_node_opens_the_next_attempt_with_the_same_code(laborator
     assert [start[0] for start in laboratory.starts(run_id)] == [1, 2]
 
 
+@pytest.mark.faults
 def test_a_run_whose_supervisor_is_killed_on_the_node_ends_with_it(laboratory: SlurmLaboratory) -> None:
     run_id = laboratory.submit()
     laboratory.wait_for_start(run_id)
@@ -138,6 +139,7 @@ def test_a_run_whose_supervisor_is_killed_on_the_node_ends_with_it(laboratory: S
     assert "FAILED, NonZeroExitCode" in run.reason
 
 
+@pytest.mark.faults
 def test_a_run_whose_script_is_killed_on_the_node_is_interrupted(laboratory: SlurmLaboratory) -> None:
     run_id = laboratory.submit()
     laboratory.tell(run_id, "save")
@@ -233,7 +235,9 @@ def test_a_controller_that_crashes_before_it_has_answered_starts_nothing_twice(l
     assert [attempt.state for attempt in laboratory.attempts(run_id)[:-1]] == [AttemptState.VOID] * (number - 1)
 
 
-@pytest.mark.parametrize("mode", ["fail", "empty", pytest.param("hang", marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "mode", ["fail", *(pytest.param(mode, marks=pytest.mark.faults) for mode in ("empty", "hang"))]
+)
 def test_a_queue_that_fails_lies_or_hangs_decides_nothing(laboratory: SlurmLaboratory, mode: str) -> None:
     run_id = laboratory.submit()
     laboratory.wait_for_start(run_id)

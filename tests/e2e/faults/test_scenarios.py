@@ -78,6 +78,7 @@ def test_a_killed_program_fails_in_words(world: FaultWorld) -> None:
     assert (run.reason or "").startswith("killed (SIGKILL)")
 
 
+@pytest.mark.faults
 def test_a_killed_rank_takes_the_others_with_it_and_fails_in_words(tmp_path: Path) -> None:
     with fault_world(tmp_path) as world:
         world.start_worker(program="worker")
@@ -151,7 +152,7 @@ def test_a_worker_that_sleeps_past_its_lease_is_replaced_and_changes_nothing_whe
         world.kill_worker("b")
 
 
-@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+@pytest.mark.parametrize("seconds", [3600.0, pytest.param(-3600.0, marks=pytest.mark.faults)])
 def test_a_step_of_the_clock_starts_nothing_twice(world: FaultWorld, seconds: float) -> None:
     run_id = world.submit()
     world.wait_for_steps(run_id)
@@ -263,6 +264,7 @@ def resize(folder: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
+@pytest.mark.faults
 def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
     with fault_world(tmp_path, root=small_disk) as world:
         world.start_worker()
@@ -341,6 +343,7 @@ def lost(world: FaultWorld, run_id: str) -> Run | None:
     return run if run.unknown_since is not None else None
 
 
+@pytest.mark.faults
 @pytest.mark.postgres
 def test_a_database_that_restarts_while_runs_are_claimed_loses_none(tmp_path: Path) -> None:
     postgres = start_or_skip()
