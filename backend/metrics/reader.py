@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from sqlalchemy.orm import Session
 
+from backend.evaluations.lines import EVALUATED, PROBE
 from backend.metrics.blocks import COARSE, FINE, FLOPS, lines_of, points_of
 from backend.metrics.codec import Array, decode, inflate
 from backend.metrics.lines import Lines, parse_metrics
@@ -89,7 +90,7 @@ class SeriesReader:
         """The metrics that have surviving points, by run."""
         found: dict[str, set[str]] = {run_id: set() for run_id in run_ids}
         for stream, limit in _surviving(self._metrics.streams(run_ids, rank)):
-            found[stream.run_id] |= {key for key, (first, _, _) in stream.keys.items() if first < limit}
+            found[stream.run_id] |= {key for key, (first, _, _) in stream.keys.items() if first < limit.of(key)}
         return {run_id: sorted(keys) for run_id, keys in found.items()}
 
     def read(self, wanted: Sequence[tuple[str, str]], view: View, rank: int = 0) -> list[Curve]:
@@ -118,16 +119,17 @@ class SeriesReader:
         for block in self._metrics.blocks([stream.attempt_id for stream, _ in surviving], rank):
             blocks.setdefault(block.attempt_id, []).append(block)
         counts = self._metrics.points([block.id for some in blocks.values() for block in some], keys)
-        by_run: dict[str, list[tuple[MetricStream, float]]] = {}
-        for stream, limit in surviving:
-            by_run.setdefault(stream.run_id, []).append((stream, limit))
+        by_run: dict[str, list[tuple[MetricStream, _Limit]]] = {}
+        for stream, limits in surviving:
+            by_run.setdefault(stream.run_id, []).append((stream, limits))
         plans = []
         for run_id, key in wanted:
             own = by_run.get(run_id, [])
             plan = _Plan(run_id, key, own[0][0].first_time or 0.0 if own else 0.0, [])
-            for stream, limit in own:
+            for stream, limits in own:
                 if key not in stream.keys:
                     continue
+                limit = limits.of(key)
                 part = _Part(stream, limit, tails[stream.attempt_id], bool(stream.keys[key][2]))
                 for block in blocks.get(stream.attempt_id, []):
                     count = counts.get((block.id, key), 0)
@@ -169,20 +171,44 @@ class _Stored:
         return inflate(self._bytes[level][block_id, key], RECORD)
 
 
-def _surviving(streams: Iterable[MetricStream]) -> Iterable[tuple[MetricStream, float]]:
-    """Streams of one rank with the step from which on they are superseded, by run and attempt, oldest first.
+@dataclass(frozen=True)
+class _Limit:
+    """The step from which on later attempts supersede a stream: that of their first lines, key by key where needed."""
 
-    A retry goes on from a checkpoint: what earlier attempts logged from its first step on never happened.
+    step: float = math.inf
+    keys: dict[str, float] = field(default_factory=dict)
+
+    def of(self, key: str) -> float:
+        return min(self.step, self.keys.get(key, math.inf))
+
+    def and_by(self, stream: MetricStream) -> _Limit:
+        """The limit of what lies before this stream too.
+
+        An attempt that begins with the evaluation which the one before has left out evaluates at the step of its
+        checkpoint. Of that step it makes nothing else anew.
+        """
+        assert stream.first_step is not None
+        at_first = [key for key, (first, _, _) in stream.keys.items() if first == stream.first_step]
+        if not at_first or not all(key.startswith((EVALUATED, PROBE)) for key in at_first):
+            return _Limit(min(self.step, stream.first_step), self.keys)
+        keys = {key: min(self.keys.get(key, math.inf), stream.first_step) for key in at_first}
+        return _Limit(min(self.step, stream.first_step + 1), self.keys | keys)
+
+
+def _surviving(streams: Iterable[MetricStream]) -> Iterable[tuple[MetricStream, _Limit]]:
+    """Streams of one rank with what is superseded of them, by run and attempt, oldest first.
+
+    A retry goes on from a checkpoint: what earlier attempts logged beyond it never happened.
     """
-    first: dict[str, float] = {}
+    limits: dict[str, _Limit] = {}
     found = []
     for stream in sorted(streams, key=lambda stream: (stream.run_id, -stream.attempt)):
         if stream.first_step is None:
             continue
-        limit = first.get(stream.run_id, math.inf)
-        if stream.first_step < limit:
+        limit = limits.get(stream.run_id, _Limit())
+        if stream.first_step < limit.step:
             found.append((stream, limit))
-            first[stream.run_id] = stream.first_step
+            limits[stream.run_id] = limit.and_by(stream)
     return reversed(found)
 
 

@@ -54,6 +54,31 @@ def test_a_retry_supersedes_what_it_makes_anew(caller: Caller) -> None:
     assert caller.run(run_id)["progress"]["step"] == 2
 
 
+def test_a_retry_that_begins_with_an_evaluation_makes_nothing_else_of_its_step_anew(caller: Caller) -> None:
+    first = caller.start()
+    run_id = first["run_id"]
+    lines = [
+        *(metric_line(i, i + 1, loss=10 + (i + 1) / 1000) for i in range(4)),
+        metric_line(4, 4, **{"eval/loss": 5.0}),
+    ]
+    caller.put(first, METRICS, b"".join(lines))
+    second = next_attempt(caller, first, 3)
+    evaluated = metric_line(0, 3, **{"eval/loss": 4.0, "probe/layer1/Z": 0.5})
+    caller.put(second, METRICS, evaluated)
+    assert losses(caller, run_id) == {1: 10.001, 2: 10.002, 3: 10.003}
+    assert caller.run(run_id)["progress"]["loss"] == 10.003
+    caller.put(second, METRICS, metric_line(1, 4, loss=20.0), offset=len(evaluated))
+    assert losses(caller, run_id) == {1: 10.001, 2: 10.002, 3: 10.003, 4: 20.0}
+    series = caller.get(f"/runs/{run_id}/metrics")["series"]
+    assert (series["eval/loss"]["step"], series["eval/loss"]["value"]) == ([3], [4.0])
+    third = next_attempt(caller, second, 3)  # killed before it had saved: the third evaluates once more
+    caller.put(third, METRICS, metric_line(0, 3, **{"eval/loss": 3.0}))
+    series = caller.get(f"/runs/{run_id}/metrics")["series"]
+    assert (series["eval/loss"]["step"], series["eval/loss"]["value"]) == ([3], [3.0])
+    assert series["probe/layer1/Z"]["value"] == [0.5]
+    assert series["loss"]["step"] == [1, 2, 3]
+
+
 def test_a_retry_that_starts_over_supersedes_everything(caller: Caller) -> None:
     first = caller.start()
     log(caller, first, [1, 2, 3], 10)
