@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanollama.spec.base import SpecError
-from nanollama.spec.load import load_yaml
+from nanollama.spec.yaml_text import load_yaml
 
 MAX_LINES = 2000  # of either text; beyond it no lines are marked
 

@@ -43,9 +43,10 @@ from nanollama.spec.command import run_command
 from nanollama.spec.data import DatasetSpec
 from nanollama.spec.experiment import TRAINING_MODULES, ExperimentSpec
 from nanollama.spec.grid import Variant, expand
-from nanollama.spec.load import Document, dump_yaml, read_document
+from nanollama.spec.load import Document, read_document
 from nanollama.spec.monitor import OrchestrationSpec
 from nanollama.spec.rundir import write_atomic
+from nanollama.spec.yaml_text import dump_yaml
 
 SCRIPT = "script="
 BATCH_SCRIPT = "job.sh"

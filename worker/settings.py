@@ -18,7 +18,8 @@ from pydantic import AfterValidator, Field
 from nanollama.api.client import server_url
 from nanollama.spec.base import Problem, Spec, SpecError, parse
 from nanollama.spec.files import NO_ROOM
-from nanollama.spec.load import expand_variables, load_yaml, locate, read_config_file
+from nanollama.spec.load import expand_variables, read_config_file
+from nanollama.spec.yaml_text import load_yaml, locate
 from worker.allow import Allowed, AllowSpec
 from worker.executors.slurm_options import SlurmOptions
 from worker.journal import has_seen

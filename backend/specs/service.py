@@ -17,8 +17,9 @@ from nanollama.spec.base import Note, Problem, SpecError, hash_data, parse
 from nanollama.spec.experiment import APPS, ExperimentSpec
 from nanollama.spec.grid import Variant, expand, read_grid
 from nanollama.spec.identity import essence
-from nanollama.spec.load import MAX_BYTES, Document, load_yaml
+from nanollama.spec.load import Document
 from nanollama.spec.translation import translate
+from nanollama.spec.yaml_text import MAX_BYTES, load_yaml
 
 MAX_PROBLEMS = 200
 

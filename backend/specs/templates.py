@@ -10,7 +10,8 @@ from nanollama.api import schemas
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import read_grid
-from nanollama.spec.load import Document, load_yaml
+from nanollama.spec.load import Document
+from nanollama.spec.yaml_text import load_yaml
 
 FOLDERS = {"gssm": "", "sweeps": "sweeps/"}
 """Folders of the configs, and what the names of their templates begin with."""

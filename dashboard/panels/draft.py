@@ -15,7 +15,7 @@ from dashboard.data import launch as service
 from dashboard.drafts import changes
 from dashboard.wording import STATES, plural
 from nanollama.api.schemas import Run, Template
-from nanollama.spec.load import dump_yaml
+from nanollama.spec.yaml_text import dump_yaml
 
 EDITOR = "editor"
 MAX_CHANGES = 200  # rows of the table of changes

@@ -20,7 +20,7 @@ from dashboard.planning import Fact, entropy_text
 from dashboard.wording import DASH, STATES, ago, clock, mnat, number, plural, si, size
 from nanollama.api.errors import NotFound
 from nanollama.api.schemas import GSSM, Bound, Dataset, GSSMDetail, Run
-from nanollama.spec.load import dump_yaml
+from nanollama.spec.yaml_text import dump_yaml
 
 TABLE_HEIGHT = 300  # pixels beyond which a table scrolls
 

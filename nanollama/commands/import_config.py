@@ -9,8 +9,9 @@ from pathlib import Path
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.grid import expand
 from nanollama.spec.kinds import KINDS, model_of
-from nanollama.spec.load import Document, dump_yaml, read_document
+from nanollama.spec.load import Document, read_document
 from nanollama.spec.rundir import write_atomic
+from nanollama.spec.yaml_text import dump_yaml
 
 
 def import_config(arguments: Sequence[str], output: str | None) -> None:

@@ -29,7 +29,6 @@ from nanollama.monitor.stopwatch import PHASES, StepTime, Stopwatch
 from nanollama.monitor.summary import describe
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.identity import training_hash
-from nanollama.spec.load import dump_yaml
 from nanollama.spec.rundir import (
     CONFIG,
     EVENTS,
@@ -44,6 +43,7 @@ from nanollama.spec.rundir import (
     Stopped,
     metrics_file,
 )
+from nanollama.spec.yaml_text import dump_yaml
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from nanollama.data.calibration import mean_entropy
 from nanollama.spec.base import parse
 from nanollama.spec.command import run_command
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import load_yaml
+from nanollama.spec.yaml_text import load_yaml
 from tests.support.examples import experiment
 
 GRAPH = GSSMSpec.model_validate(experiment()["data"]["gssm"])

@@ -18,8 +18,9 @@ from nanollama.monitor.attempt import only_run
 from nanollama.monitor.monitor import Monitor
 from nanollama.spec.base import SpecError
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import dump_yaml, load_config
+from nanollama.spec.load import load_config
 from nanollama.spec.rundir import RESULT, STOP_REQUESTED, STOPPED, MetricLine, Stopped, metrics_file
+from nanollama.spec.yaml_text import dump_yaml
 from tests.support.training import MEASURED, events, metrics, one_thread, reproducible, result, train, write_config
 
 ROOT = Path(__file__).parents[2]

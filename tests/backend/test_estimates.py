@@ -16,7 +16,7 @@ from nanollama.model.build import build_model, num_parameters
 from nanollama.spec.base import parse
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import load_yaml
+from nanollama.spec.yaml_text import load_yaml
 from tests.support.service import SPEC_YAML, Caller
 
 TOKENS = 100 * 8 * 15  # of a run of SPEC_YAML

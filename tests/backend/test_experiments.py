@@ -13,7 +13,7 @@ from backend.specs.service import read_sweep
 from nanollama.api import schemas
 from nanollama.api.status import RunState
 from nanollama.spec.identity import training_hash
-from nanollama.spec.load import load_yaml
+from nanollama.spec.yaml_text import load_yaml
 from tests.support.service import SPEC_YAML, Caller, ManualClock
 
 GRID = """\

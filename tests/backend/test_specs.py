@@ -10,7 +10,7 @@ from backend.specs.service import read_sweep, validate_spec
 from backend.specs.templates import templates
 from nanollama.api.schemas import SpecInput
 from nanollama.spec.base import Problem, SpecError
-from nanollama.spec.load import MAX_BYTES, load_yaml
+from nanollama.spec.yaml_text import MAX_BYTES, load_yaml
 from tests.support.service import SPEC_YAML
 
 

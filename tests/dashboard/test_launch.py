@@ -18,7 +18,7 @@ from dashboard.placement import needs, place, why_never
 from dashboard.planning import bound_facts, facts
 from nanollama.api import schemas
 from nanollama.api.status import RunState
-from nanollama.spec.load import MAX_BYTES
+from nanollama.spec.yaml_text import MAX_BYTES
 from tests.dashboard.conftest import Open
 from tests.support.components import cells, sent, text
 from tests.support.fake_catalogue import HASH, SWEEP_YAML, FakeCatalogue, computed, filled

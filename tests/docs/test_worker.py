@@ -17,7 +17,7 @@ import pytest
 
 from nanollama.api.client import Client
 from nanollama.spec.base import parse
-from nanollama.spec.load import load_yaml
+from nanollama.spec.yaml_text import load_yaml
 from tests.support.service import serve_new_sqlite
 from tests.support.waiting import eventually
 from worker.executors.processes import find_tree

@@ -23,8 +23,8 @@ from nanollama.monitor.attempt import (
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.identity import training_hash
-from nanollama.spec.load import dump_yaml
 from nanollama.spec.rundir import CONFIG, Result, Stopped
+from nanollama.spec.yaml_text import dump_yaml
 from tests.support.examples import experiment
 
 

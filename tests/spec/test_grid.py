@@ -13,7 +13,8 @@ from nanollama.spec.base import SpecError
 from nanollama.spec.data import DatasetSpec
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import MAX_NAME, MAX_RUNS, Variant, expand
-from nanollama.spec.load import Document, dump_yaml, read_document
+from nanollama.spec.load import Document, read_document
+from nanollama.spec.yaml_text import dump_yaml
 from tests.support.examples import experiment
 
 Problems = dict[str, str]

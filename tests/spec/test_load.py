@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 from nanollama.spec.base import Problem, SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import (
-    MAX_BYTES,
-    LibyamlLoader,
-    PythonLoader,
-    apply_override,
-    dump_yaml,
-    expand_variables,
-    load_config,
-    load_yaml,
-    locate,
-    read_document,
-)
+from nanollama.spec.load import apply_override, expand_variables, load_config, read_document
+from nanollama.spec.yaml_text import MAX_BYTES, LibyamlLoader, PythonLoader, dump_yaml, load_yaml, locate
 from tests.support.examples import experiment
 from tests.support.service import SPEC_YAML
 
@@ -72,6 +62,8 @@ def test_broken_yaml_has_line_and_column() -> None:
     problem = only_problem("a: 1\nb: [1, 2\nc: 3\n")
     assert (problem.line, problem.column) == (3, 2)
     assert "broken YAML" in problem.message
+    problem = only_problem("a: [1,\nb: 2")  # what is missing is missing at the end of the text, not beyond it
+    assert (problem.line, problem.column) == (2, 5)
 
 
 @pytest.mark.parametrize(

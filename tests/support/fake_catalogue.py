@@ -13,7 +13,8 @@ from nanollama.spec.drawing import draw_graph
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.grid import expand
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import MAX_BYTES, Document, load_yaml, locate
+from nanollama.spec.load import Document
+from nanollama.spec.yaml_text import MAX_BYTES, load_yaml, locate
 from tests.support.fake_client import CONFIG_YAML, NOW, FakeClient, config, worker
 
 SWEEP_YAML = CONFIG_YAML + "grid:\n  optim.lr: [1e-3, 1e-2]\n  data.seed: range(3)\n"

@@ -15,7 +15,7 @@ from nanollama.api.schemas import ByPosition
 from nanollama.api.status import RunState
 from nanollama.spec.base import SpecError, parse
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import MAX_BYTES, load_yaml, locate
+from nanollama.spec.yaml_text import MAX_BYTES, load_yaml, locate
 
 ENTROPY = 1.9184
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=timezone.utc)

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 
 from nanollama.spec.base import Spec
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import dump_yaml
 from nanollama.spec.provenance import write_provenance
 from nanollama.spec.rundir import CONFIG, EXIT, EXIT_CLAIM_LOST, PROC, STDOUT, Exit, write_atomic
+from nanollama.spec.yaml_text import dump_yaml
 from worker.executors.base import Attempt, ExecutorKind, Forbidder, Phase, Status
 from worker.executors.claim import Claim, read_claim, take_claim
 from worker.executors.commands import app_command, nproc_per_node, read_spec

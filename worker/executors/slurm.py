@@ -22,8 +22,8 @@ from nanollama.cluster.slurm import Harness, batch_script, sbatch_arguments
 from nanollama.cluster.slurm import Job as SlurmJob
 from nanollama.spec.base import Spec, SpecError
 from nanollama.spec.experiment import APPS, ExperimentSpec
-from nanollama.spec.load import dump_yaml
 from nanollama.spec.rundir import CONFIG, EXIT, PROVENANCE, RESULT, STOPPED, Exit, write_atomic
+from nanollama.spec.yaml_text import dump_yaml
 from worker.executors.base import Attempt, Busy, ExecutorKind, Forbidder, Phase, Refused, Status
 from worker.executors.claim import Claim, read_claim, take_claim
 from worker.executors.commands import nproc_per_node, read_spec

@@ -16,8 +16,9 @@ from nanollama.spec.data import DatasetSpec, FileData
 from nanollama.spec.evaluation import EntropySpec
 from nanollama.spec.experiment import ExperimentSpec
 from nanollama.spec.gssm import GSSMSpec
-from nanollama.spec.load import load_config, load_yaml, read_document
+from nanollama.spec.load import load_config, read_document
 from nanollama.spec.rundir import write_atomic
+from nanollama.spec.yaml_text import load_yaml
 
 OptionsT = TypeVar("OptionsT", bound=Spec)
 

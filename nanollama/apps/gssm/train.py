@@ -61,8 +61,9 @@ from nanollama.optim import build_optimizer, clip_gradient, learning_rate, updat
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.command import run_command
 from nanollama.spec.experiment import ExperimentSpec
-from nanollama.spec.load import dump_yaml, read_config
+from nanollama.spec.load import read_config
 from nanollama.spec.rundir import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Stopped
+from nanollama.spec.yaml_text import dump_yaml
 
 log = logging.getLogger("nanollama.apps.gssm.train")  # by name: run as a program, the module is called __main__
 
