@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 
@@ -27,6 +28,12 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As usual; what there is by then stays for good, and collections of garbage no longer walk through it."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # otherwise every hundredth answer comes 0.1 s late
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the long polls, then as usual: no new connection, wait for the requests that work."""
