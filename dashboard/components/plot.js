@@ -1,19 +1,5 @@
 // Draws a figure with Plotly.react: zoom, pan and hidden series survive new data for as long as layout.uirevision stays.
-const SOURCE = "./app/static/plotly-basic.min.js";
 const WIDEST_MARGIN = 0.22; // of the width; where the labels would take more they move from the margin into the plot
-
-let loading;
-function plotly() {
-  loading ??= new Promise((resolve, reject) => {
-    if (window.Plotly) return resolve(window.Plotly);
-    const script = document.createElement("script");
-    script.src = SOURCE;
-    script.onload = () => resolve(window.Plotly);
-    script.onerror = () => { loading = undefined; reject(new Error(`cannot load ${SOURCE}`)); };
-    document.head.append(script);
-  });
-  return loading;
-}
 
 // "@name" and "@name:0.2" stand for the custom property --n2n-name, which only the browser can resolve for its theme.
 function resolver(element) {

@@ -11,12 +11,19 @@ import streamlit as st
 
 from dashboard.charts.curves import Chart
 
-_HERE = Path(__file__)
+
+def _script(*names: str) -> str:
+    return "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("plotly.js", *names))
+
+
 _mount = st.components.v2.component(
     "n2n_plot",
     html='<div class="n2n-plot" style="width:100%"></div>',
-    js="\n".join(_HERE.with_name(name).read_text(encoding="utf-8") for name in ("ends.js", "plot.js")),
+    js=_script("ends.js", "plot.js"),
     isolate_styles=False,
+)
+_mount_ahead = st.components.v2.component(
+    "n2n_plot_ahead", html="<i></i>", js=f"{_script()}\nexport default () => {{ plotly(); }};\n", isolate_styles=False
 )
 
 
@@ -26,6 +33,12 @@ class PlotReply:
 
     clicked: str | None = None
     zoom: tuple[float, float] | None = None
+
+
+def expect_plots() -> None:
+    """Have the browser fetch what draws charts while the service is still being asked for what they show."""
+    with st.container(key="n2n-ahead"):
+        _mount_ahead(key="ahead")
 
 
 def plot(chart: Chart, key: str, *, listen: bool = False) -> PlotReply:

@@ -16,7 +16,7 @@ from dashboard.charts.scaling import SIZES, Law, Size, law_words, scaling_chart,
 from dashboard.comparison import EACH_RUN, Entry, Excess, Group, grouped, is_seed, matters, varying
 from dashboard.components.export import File, exporter, share
 from dashboard.components.page import Chip, away_note, header, live, note, section
-from dashboard.components.plot import plot, zoom
+from dashboard.components.plot import expect_plots, plot, zoom
 from dashboard.components.table import reselect, selected
 from dashboard.data import compare as read
 from dashboard.data.compare import Window
@@ -373,6 +373,7 @@ def _export(
 def page() -> None:
     """The comparison that the address names, live."""
     st.session_state["compare-opened"] = True
+    expect_plots()
     live(body)
 
 

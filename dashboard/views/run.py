@@ -12,6 +12,7 @@ import yaml
 from dashboard import data
 from dashboard.components.drawing import drawing
 from dashboard.components.page import away_note, header, live, note, said, section, skeleton
+from dashboard.components.plot import expect_plots
 from dashboard.components.shortcuts import Shortcut, shortcuts
 from dashboard.components.source import source
 from dashboard.data import editing
@@ -166,6 +167,7 @@ def page() -> None:
         return
     st.set_page_config(page_title=f"{run.name[:60]} · Nodes to Narratives")
     polling = not run.state.terminal
+    expect_plots()
     live(lambda: body(run.id, polling), polling=polling)
     config(run)
 
