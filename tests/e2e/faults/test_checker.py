@@ -56,7 +56,7 @@ def left_running(attempt_id: str) -> Iterator[None]:
 def test_each_broken_promise_is_found(shared_world: FaultWorld) -> None:
     world = shared_world
     run_id = world.submit()
-    world.wait_for_start(run_id)
+    world.wait_for_steps(run_id)
     world.tell(run_id, "finish")
     world.wait_for(run_id, RunState.SUCCEEDED)
     run, attempt = world.run_dir(run_id), world.run_dir(run_id) / "1"

@@ -109,9 +109,9 @@ def test_a_submission_that_arrives_after_its_attempt_was_given_up_runs_nothing(c
     """The first worker sleeps while its sbatch is on the way; minutes later the job is accepted after all."""
     world = cluster.world
     cluster.programs["a"].set("sbatch", "slow")
+    calls = len(cluster.programs["a"].calls("sbatch")) + 1  # tests before this one have submitted too
     run_id = world.submit()
-    eventually(lambda: cluster.programs["a"].calls("sbatch"), what="a submission")
-    calls = len(cluster.programs["a"].calls("sbatch"))
+    eventually(lambda: len(cluster.programs["a"].calls("sbatch")) == calls, what="a submission")
     world.pause_worker()
     cluster.start_worker("b")
     try:
