@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nanollama.cluster.slurm import Denial, Job, batch_script, parse_job_id, read_denial, sbatch_arguments
 from nanollama.monitor.attempt import (
+    check_idle,
     create_attempt,
     discard_attempt,
     finished_result,
@@ -92,6 +93,11 @@ class Run:
     is_app: bool
     placed_by: str
 
+    def check_idle(self) -> None:
+        """Raises SpecError when it is under way already."""
+        if self.is_app:
+            check_idle(self.run_dir, placed_by=self.placed_by)
+
     def new_attempt(self) -> Path:
         """The directory of its next attempt, with the config in it."""
         return create_attempt(self.run_dir, self.config, placed_by=self.placed_by)
@@ -126,6 +132,8 @@ def main(arguments: Sequence[str]) -> int:
         knows_attempts=runs[0].is_app,
         nproc_per_node=runs[0].launch.cluster.nproc_per_node,
     )
+    for run in runs if slurm else ():
+        run.check_idle()
     if slurm and is_grid:
         return submit_array(job, runs, launch)
     if slurm:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nanollama.spec.base import Problem, SpecError
 from nanollama.spec.cluster import SlurmSpec
-from nanollama.spec.rundir import CONFIG, STDOUT, STOP_REQUESTED
+from nanollama.spec.rundir import CONFIG, LOCK, STDOUT, STOP_REQUESTED
 
 # A trap runs only between two commands, so torchrun runs in the background and the script waits. A `wait` that a
 # signal cut short says nothing about torchrun: the loop waits again, until one has come to its own end.
@@ -45,6 +45,18 @@ EXIT_NOT_SHARED = 78
 """Of a job that cannot read what the worker has written."""
 
 _NOT_SHARED = "error: this node does not see the files of the run: the run root is not on a file system that it shares"
+
+# Kept until the last process of the script has ended. flock ends otherwise where the file system has no locks, or where
+# there is no flock, which keeps nobody out.
+_ONLY_RUN = (
+    'run_dir="${attempt_dir%/*}"',
+    f'exec 9>>"$run_dir/{LOCK}"',
+    "flock --nonblock --conflict-exit-code 75 9",
+    "if [ $? = 75 ]; then",
+    '  echo "error: a run is under way in $run_dir: wait for its end, or choose another directory" >&2',
+    "  exit 1",
+    "fi",
+)
 
 _RENDEZVOUS = (
     'export N2N_HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
@@ -171,7 +183,7 @@ def batch_script(spec: SlurmSpec, job: Job) -> str:
 
 def _preparation(spec: SlurmSpec, job: Job) -> list[str]:
     """Lines before the command."""
-    lines = []
+    lines = list(_ONLY_RUN) if job.harness is None and job.knows_attempts else []
     if job.harness is not None:
         check = f"grep -qsF -e {_quote(job.harness.token)} -- {_quote(str(job.harness.shared_file))}"
         lines += [f"if ! {check}; then", f"  echo {_quote(_NOT_SHARED)} >&2", f"  exit {EXIT_NOT_SHARED}", "fi"]

@@ -22,10 +22,20 @@ from nanollama.spec.identity import essence, training_hash
 from nanollama.spec.load import load_config
 from nanollama.spec.monitor import OrchestrationSpec
 from nanollama.spec.provenance import write_provenance
-from nanollama.spec.rundir import CONFIG, MANIFEST, METRICS, RESULT, STOPPED, Manifest, Result, Stopped, write_atomic
+from nanollama.spec.rundir import (
+    CONFIG,
+    LOCK,
+    MANIFEST,
+    METRICS,
+    RESULT,
+    STOPPED,
+    Manifest,
+    Result,
+    Stopped,
+    write_atomic,
+)
 
 RUNS = Path("runs")
-LOCK = ".lock"
 
 
 def run_directory(launcher: LauncherSpec, orchestration: OrchestrationSpec) -> Path:
@@ -120,6 +130,17 @@ def only_run(run_dir: Path, *, placed_by: str = "orchestration.log_dir") -> Iter
         yield
     finally:
         os.close(handle)
+
+
+def check_idle(run_dir: Path, *, placed_by: str = "orchestration.log_dir") -> None:
+    """Nothing is created.
+
+    Raises:
+        SpecError: a process holds the run directory by `only_run`.
+    """
+    if (run_dir / LOCK).exists():
+        with only_run(run_dir, placed_by=placed_by):
+            pass
 
 
 def discard_attempt(attempt_dir: Path) -> None:

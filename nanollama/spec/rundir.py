@@ -9,6 +9,7 @@
                                       service or by hand at any time, with any content (who, why)
     evaluations/<step, 10 digits>.json   of an evaluated step: means with standard errors, by position too, and probes;
                                       by temporary file and rename, a newer evaluation of the step replaces it
+    .lock                             locked (flock) by a run that no worker has started, as long as it is under way
     <attempt>/
         config.yaml                   the full resolved config, written before the start
         provenance.json               Provenance, written beside it
@@ -39,6 +40,7 @@ write_atomic = files.write_atomic
 sync_directory = files.sync_directory
 
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 MANIFEST = "manifest.json"
 SCORE = "score.json"
 EVALUATIONS = "evaluations"

@@ -25,9 +25,11 @@ from nanollama.cluster.slurm import (
     parse_queue,
     sbatch_arguments,
 )
+from nanollama.monitor.attempt import only_run
 from nanollama.spec.base import SpecError
 from nanollama.spec.cluster import SlurmSpec
 from nanollama.spec.rundir import STOP_REQUESTED
+from tests.support.waiting import eventually
 
 HOSTILE = [
     "$(touch owned)",
@@ -91,7 +93,7 @@ def test_hostile_words_reach_the_program_as_data(
     assert (ran.returncode, ran.stderr) == (0, "")
     told = f"{attempt_dir}".rstrip("\n") if array else f"{attempt_dir}"  # as every $(command) of a shell
     assert json.loads(ran.stdout)[4:] == ["-m", module, f"config={told}/config.yaml", f"attempt_dir={told}"]
-    assert [path.name for path in here.iterdir() if not path.is_symlink()] == [python.name]
+    assert {path.name for path in here.iterdir() if not path.is_symlink()} == {python.name, ".lock"}
     assert script.count("\n") == batch_script(SlurmSpec(), job(here)).count("\n")
 
 
@@ -192,6 +194,36 @@ def test_the_script_ends_with_the_code_of_the_command(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\nexit 75\n")
     program.chmod(0o755)
     assert run_script(batch_script(SlurmSpec(), job(tmp_path, python=str(program))), tmp_path).returncode == 75
+
+
+def test_a_second_script_in_a_run_directory_runs_nothing(tmp_path: Path) -> None:
+    attempt_dir = tmp_path / "it's 1"
+    attempt_dir.mkdir()
+    given_job = job(tmp_path, python=str(echo_program(tmp_path, "py")), attempt_dir=attempt_dir)
+    with only_run(tmp_path):
+        refused = run_script(batch_script(SlurmSpec(), given_job), tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"error: a run is under way in {tmp_path}: ")
+    alone = run_script(batch_script(SlurmSpec(), given_job), tmp_path)
+    assert (alone.returncode, alone.stderr) == (0, "")
+
+
+def test_a_script_holds_its_run_directory(tmp_path: Path) -> None:
+    python = tmp_path / "py"
+    python.write_text(f"#!/bin/sh\ntouch '{tmp_path}/begun'\ncat '{tmp_path}/end'\n")
+    python.chmod(0o755)
+    os.mkfifo(tmp_path / "end")
+    script = batch_script(SlurmSpec(), job(tmp_path, python=str(python)))
+    with subprocess.Popen(["bash", "-c", script], cwd=tmp_path) as process:
+        try:
+            eventually((tmp_path / "begun").exists, what="the command")
+            with pytest.raises(SpecError, match="a run is under way in"), only_run(tmp_path):
+                pytest.fail("two hold it")
+        finally:
+            os.close(os.open(tmp_path / "end", os.O_RDWR))  # which waits for no reader
+        assert process.wait(60) == 0
+    with only_run(tmp_path):
+        pass
 
 
 def test_usr1_asks_for_a_stop_and_the_script_waits_for_the_command(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_a_second_run_in_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "1").exists()
 
 
+def test_nothing_is_submitted_for_a_directory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, "print(1)")
+    config = write_config(tmp_path / "c.yaml", launcher={"kind": "slurm"})
+    with only_run(tmp_path), pytest.raises(SpecError, match=r"^launcher.log_dir: a run is under way in "):
+        main([SCRIPT, f"config={config}", f"launcher.log_dir={tmp_path}"])
+    assert not (tmp_path / "1").exists()
+    assert not (tmp_path / "bin" / "record.json").exists()
+
+
 @pytest.mark.parametrize("key", ["launcher.log_dir", "orchestration.log_dir"])
 def test_the_key_that_names_an_unusable_directory_is_blamed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
