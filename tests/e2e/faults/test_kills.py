@@ -17,6 +17,7 @@ from nanollama.api.client import Client
 from nanollama.api.errors import Unavailable
 from nanollama.api.schemas import Run
 from nanollama.api.status import AttemptState, RunState
+from nanollama.stack import MAX_RESTARTS
 from tests.support.examples import tiny_yaml
 from tests.support.faults import FaultWorld, fault_world, is_rank
 from tests.support.invariants import check_invariants, find_marked
@@ -198,7 +199,7 @@ def train_and_kill(stack: tuple[psutil.Process, Client, Path], victim: str, mome
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(MAX_RESTARTS))  # `up` ends when a part dies more often within a minute
 @pytest.mark.parametrize("victim", ["worker", "backend"])
 def test_training_survives(stack: tuple[psutil.Process, Client, Path], victim: str, number: int) -> None:
     final = train_and_kill(stack, victim, random.Random(number).randrange(STEPS - 100))
@@ -222,9 +223,12 @@ def test_training_without_its_supervisor_goes_on_from_a_checkpoint(
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("victim", ["torchrun", "rank"])
-def test_training_that_is_killed_fails_in_words(stack: tuple[psutil.Process, Client, Path], victim: str) -> None:
-    final = train_and_kill(stack, victim, 50)
+def test_training_that_is_killed_fails_in_words(
+    stack: tuple[psutil.Process, Client, Path], victim: str, number: int
+) -> None:
+    final = train_and_kill(stack, victim, random.Random(f"{victim} {number}").randrange(STEPS - 100))
     assert final.state is RunState.FAILED
     assert "SIGKILL" in (final.reason or "")
     ids = {attempt.id for attempt in stack[1].attempts(final.id)}
