@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from nanollama.spec.yaml_text import load_yaml
+
 _RUN_ID, _EXPERIMENT_ID, _ATTEMPT_ID = "r01jv3m8wq2x7k4", "e01jv3m8wq2x7k3", "a01jv3m8wq2x7k5"
 _HASH = "5f2b" * 16
 _THEN, _NOW = "2026-01-01T12:00:00Z", "2026-01-01T12:05:00Z"
@@ -26,20 +28,7 @@ grid:
   optim.lr: [1e-3, 3e-4]
   orchestration.utils.seed: [0, 1]
 """
-_CONFIG: dict[str, Any] = {
-    "data": {
-        "seq_len": 16,
-        "batch_size": 8,
-        "gssm": {
-            "nodes": [
-                {"name": "z", "state_dim": 4, "alpha": 0.1},
-                {"name": "x", "state_dim": 8, "alpha": 0.1, "parents": ["z"], "observed": True},
-            ]
-        },
-    },
-    "model": {"emb_dim": 16, "nb_layers": 2, "block": {"nb_heads": 2}},
-    "optim": {"steps": 100, "warmup": 10},
-}
+_CONFIG: dict[str, Any] = {key: value for key, value in load_yaml(_YAML).items() if key != "grid"}
 _PROGRESS = {
     "step": 40,
     "total_steps": 100,
