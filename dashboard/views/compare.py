@@ -54,7 +54,7 @@ class Snapshot:
 def body() -> None:
     """What is drawn at every tick."""
     head = st.container()
-    left, right = st.columns([0.42, 0.58], gap="medium")
+    left, right = st.container(key="n2n-compare").columns([0.42, 0.58], gap="medium")
     with left:
         title = st.container()
         text = _filter()

@@ -243,13 +243,18 @@ def test_every_view_is_accessible_in_both_themes(browser: Browser, base: str, qu
         assert violations(page) == []
 
 
-def test_a_narrow_screen_needs_no_sideways_scrolling_and_has_its_labels_below(browser: Browser, base: str) -> None:
+def test_a_narrow_screen_shows_charts_first_with_labels_below_and_needs_no_sideways_scrolling(
+    browser: Browser, base: str
+) -> None:
     with visitor(browser, base, width=420) as window:
         page = compare(window)
         seen = chart(page)
         plot = page.locator(f'.n2n-plot[data-name="{LOSS}"] .nsewdrag').bounding_box()
         assert plot is not None
         assert min(top for top, _ in seen["labels"].values()) > plot["y"] + plot["height"]
+        listed = page.get_by_role("table", name="Runs to compare").bounding_box()
+        assert listed is not None
+        assert listed["y"] > plot["y"] + plot["height"]
         inner = "() => document.querySelector('[data-testid=stMain]')"
         assert page.evaluate(f"{inner}.scrollWidth") <= page.evaluate(f"{inner}.clientWidth")
 
