@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dashboard.explain import summary
 from dashboard.wording import DASH, duration, number, plural, si
 from nanollama.api.schemas import Bound, Estimate, Validation
+
+_MADE_OF = {
+    "learner": ("model.implementation",),
+    "steps": ("optim.steps",),
+    "sequences": ("optim.steps", "data.batch_size"),
+    "data": ("data.path",),
+}
+"""What a plan tells of a config, and the keys that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,22 @@ def facts(validation: Validation) -> list[Fact]:
                 "Tokens", si(estimate.total_tokens), f"{si(estimate.total_tokens / count)} a run" if count > 1 else ""
             ),
         ]
-    for name in ("learner", "steps", "sequences", "data"):
+    for name, keys in _MADE_OF.items():
         if name in known:
             value, _, why = known[name].partition(" (")
-            found.append(Fact(name.capitalize(), value, why.rstrip(")")))
+            found.append(Fact(name.capitalize(), value, _of_first(validation, keys) or why.rstrip(")")))
     return found
+
+
+def _of_first(validation: Validation, keys: Sequence[str]) -> str:
+    """That a value, made of these keys, is the first run's alone; empty where all runs have the same."""
+    varied = [key for key in validation.varied if any(_overlap(key, other) for other in keys)]
+    return f"in the first run; {', '.join(varied)} {'vary' if len(varied) > 1 else 'varies'}" if varied else ""
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one is the other, or a part of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def bound_facts(validation: Validation, bound: Bound | None) -> list[Fact]:
@@ -56,6 +76,8 @@ def bound_facts(validation: Validation, bound: Bound | None) -> list[Fact]:
     if cost is not None:
         each = f", {_seconds(cost * steps)} a run" if steps else ""
         why = f"costs {_seconds(cost)} of one core a batch{each}"
+    first = _of_first(validation, ("data", "optim.steps"))
+    why = ", ".join(filter(None, (why, first)))
     return [*found, Fact("Bound", f"{estimate.bound_method}{states}", why)]
 
 
@@ -65,6 +87,7 @@ def _entropy_fact(validation: Validation, bound: Bound) -> Fact:
     fits = bound.seq_len is None or length is None or bound.seq_len == length
     why = "nats per token, " + ("from both sides" if bound.state == "inexact" else "computed before")
     why += "" if fits else f" for sequences of {bound.seq_len:,} tokens, not {length:,}"
+    why = ", ".join(filter(None, (why, _of_first(validation, ("data.gssm", "data.seq_len")))))
     return Fact("Entropy", entropy_text(bound), why, "good" if fits and bound.state != "inexact" else "warn")
 
 

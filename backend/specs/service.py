@@ -122,6 +122,7 @@ def validate_spec(
         first_run=first.name,
         last_run=last.name,
         names=[run.name for run in sweep.runs[: schemas.SHOWN_NAMES]],
+        varied=[key for key, value in first.params.items() if any(run.params[key] != value for run in sweep.runs)],
         estimate=estimate(sweep),
         notes=list(sweep.notes),
     )

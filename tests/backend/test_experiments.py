@@ -124,8 +124,9 @@ def test_a_preview_tells_how_many_runs_and_the_first_and_last(caller: Caller) ->
     found = caller.http.post("/specs/validate", json={"yaml": SWEEP_YAML}).json()
     assert (found["valid"], found["num_runs"]) == (True, 6)
     assert (found["first_run"], found["last_run"]) == (NAMES[0], NAMES[-1])
+    assert found["varied"] == ["model.emb_dim", "orchestration.utils.seed"]
     lone = caller.http.post("/specs/validate", json={"yaml": SPEC_YAML}).json()
-    assert (lone["num_runs"], lone["first_run"], lone["notes"]) == (1, "two-nodes", [])
+    assert (lone["num_runs"], lone["first_run"], lone["notes"], lone["varied"]) == (1, "two-nodes", [], [])
     large = SPEC_YAML + "grid:\n  orchestration.utils.seed: range(0, 10001)\n"
     refused = caller.http.post("/specs/validate", json={"yaml": large}).json()
     assert "the limit is 10,000" in refused["problems"][0]["message"]

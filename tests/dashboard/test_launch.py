@@ -181,6 +181,17 @@ def test_a_sweep_over_sizes_tells_their_range_and_means() -> None:
     assert (same.value, "first run" in same.why) == ("41.3k", False)
 
 
+def test_what_the_grid_varies_is_told_of_the_first_run() -> None:
+    config = {"optim": {"steps": 1000}, "data": {"batch_size": 8, "gssm": {}}, "model": {"implementation": "hawk"}}
+    varied = ["optim.steps", "data.gssm.nodes.0.alpha"]
+    validation = schemas.Validation(valid=True, config=config, varied=varied, estimate=filled().estimate)
+    told = {fact.name: fact.why for fact in [*facts(validation), *bound_facts(validation, computed().bound)]}
+    assert told["Steps"] == told["Sequences"] == "in the first run; optim.steps varies"
+    assert told["Learner"] == told["Data"] == ""
+    assert told["Entropy"].endswith(", in the first run; data.gssm.nodes.0.alpha varies")
+    assert told["Bound"].endswith(" a run, in the first run; optim.steps, data.gssm.nodes.0.alpha vary")
+
+
 def test_what_the_bound_costs_is_told_beside_the_entropy() -> None:
     estimate = filled().estimate
     assert estimate is not None

@@ -64,6 +64,7 @@ class Validation(Response):
     first_run: str | None = Field(default=None, description="name of the first run")
     last_run: str | None = None
     names: list[str] = Field(default=[], description=f"of the first {SHOWN_NAMES} runs")
+    varied: list[str] = Field(default=[], description="keys whose values differ between the runs")
     estimate: Estimate | None = Field(default=None, description="absent while the data file is not known")
     notes: list[Note] = Field(default=[], description="keys that have moved or mean nothing any more")
 
