@@ -268,18 +268,18 @@ def _kept() -> dict[tuple[str, str], schemas.RunDetail]:
 
 
 def _details(runs: Sequence[schemas.Run]) -> dict[str, schemas.RunDetail]:
-    kept = _kept()
+    kept = _kept()  # another session may empty it at any time
     wanted = {run.id: (run.id, f"{run.state} {run.attempt}") for run in runs}
-    missing = [run_id for run_id, version in wanted.items() if version not in kept]
+    found = {run_id: detail for run_id, version in wanted.items() if (detail := kept.get(version)) is not None}
+    missing = [run_id for run_id in wanted if run_id not in found]
     if missing:
         if len(kept) > 5000:
             kept.clear()
-            missing = list(wanted)
         client = data.client()
         with ThreadPoolExecutor(PARALLEL) as pool:
             for detail in pool.map(client.run, missing):
-                kept[wanted[detail.id]] = detail
-    return {run_id: kept[version] for run_id, version in wanted.items()}
+                kept[wanted[detail.id]] = found[detail.id] = detail
+    return {run_id: found[run_id] for run_id in wanted}
 
 
 def _points(metrics: schemas.Metrics, x: XKind, flops_per_step: float | None) -> tuple[Point, ...]:
