@@ -79,7 +79,7 @@ class SlurmExecutor:
         slurm: Slurm's programs; those on the path when absent.
         clock: tells the time in seconds, from any origin.
         background: whether the queue is looked at by a thread; otherwise by calls of `watch.poll`.
-        look_seconds: between two looks at the files of an attempt; they ask the file system of a cluster, for each.
+        look_seconds: the least between two looks at the files of an attempt; they ask a file system of a cluster.
         settle_seconds: how long after a job's end its files may take to be seen here. NFS by default lets a client
             believe for up to a minute that a file is not there.
         command: what a job runs instead of its app, for tests.
@@ -94,7 +94,7 @@ class SlurmExecutor:
         slurm: Slurm | None = None,
         clock: Callable[[], float] = time.monotonic,
         background: bool = True,
-        look_seconds: float = 5.0,
+        look_seconds: float = 1.0,
         settle_seconds: float = 70.0,
         command: Callable[[SlurmJob], SlurmJob] = lambda job: job,
     ) -> None:
