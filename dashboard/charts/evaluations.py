@@ -43,7 +43,9 @@ def law_words(law: PowerLaw | None, points: Sequence[Point], unit: str) -> str:
             return ""
         return f"a power law needs {plural(missing, 'evaluation')} more"
     interval = f"95 %: {number(law.low, 2)} to {number(law.high, 2)}" if math.isfinite(law.low) else "no interval"
-    return f"dotted: excess ∝ {unit}^−{number(law.exponent, 2)} ({interval}; {law.num_points} points, floor zero)"
+    return (
+        f"dotted: power law in {unit}, α = {number(law.exponent, 2)} ({interval}; {law.num_points} points, floor zero)"
+    )
 
 
 def draw_evaluations(figure: dict[str, Any], axis: Axis, points: Sequence[Point], law: PowerLaw | None) -> None:

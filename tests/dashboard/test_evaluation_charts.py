@@ -42,7 +42,7 @@ def test_the_law_of_exact_points_is_theirs_and_its_floor_is_zero() -> None:
     assert law.low <= 0.5 <= law.high
     assert law.at(1e12) == pytest.approx(2e-6)
     words = law_words(law, points(), "tokens")
-    assert words.startswith("dotted: excess ∝ tokens^−0.50 (95 %: ")
+    assert words.startswith("dotted: power law in tokens, α = 0.50 (95 %: ")
     assert words.endswith("points, floor zero)")
 
 

@@ -249,7 +249,7 @@ def test_evaluations_are_drawn_with_their_law_positions_and_probes(client: FakeC
     named = {t.get("name"): t for t in chart["figure"]["data"]}
     assert named["evaluations"]["x"] == [50, 100, 200, 300, 400, 600]
     assert named["power law"]["x"][1] == 1000, "it is drawn to where the run will end"
-    assert "6 evaluations on held-out sequences; dotted: excess ∝ step^−0.7" in text(page)
+    assert "6 evaluations on held-out sequences; dotted: power law in step, α = 0.7" in text(page)
     assert "floor zero" in chart["alt"]
     assert "nats" in sent(page, "position-a1")["figure"]["layout"]["yaxis"]["title"]["text"]
     assert {t.get("name") for t in sent(page, "probes-a1")["figure"]["data"]} == {"Z", "C"}

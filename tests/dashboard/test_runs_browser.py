@@ -233,7 +233,7 @@ def test_training_goes_on_from_a_checkpoint_as_a_new_run(window: Visitor, api: C
 def test_evaluations_positions_probes_and_the_graph_are_drawn(window: Visitor, run: ActingRun) -> None:
     page = window.open(f"/run?run={run.lease.run_id}")
     expect(page.get_by_role("figure", name=re.compile("4 evaluations on held-out sequences"))).to_be_visible()
-    expect(page.get_by_text(re.compile(r"dotted: excess ∝ step\^−0\.\d\d \(95 %"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"dotted: power law in step, α = 0\.\d\d \(95 %"))).to_be_visible()
     expect(page.get_by_role("figure", name=re.compile("^Excess and KL by position"))).to_be_visible()
     expect(page.get_by_role("figure", name=re.compile("^R² of the belief state by layer"))).to_be_visible()
     expect(page.locator(".n2n-drawing svg").first).to_be_visible()
