@@ -23,7 +23,8 @@ COLUMNS = (
         "excess, mnat",
         "number",
         sort="excess",
-        help="loss − bound on the same tokens, in 10⁻³ nats per token",
+        help="loss − bound on the same tokens, in 10⁻³ nats per token, at the newest line of metrics; "
+        "Compare tells that of evaluations, where there are some",
     ),
     Column("spark", "log excess", minor=True, help="excess against step on log–log axes, all rows on one scale"),
     Column("speed", "tokens/s", "number", minor=True, sort="tokens_per_second"),
