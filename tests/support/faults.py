@@ -13,6 +13,7 @@ import psutil
 
 from nanollama.api.client import Client
 from nanollama.api.errors import Unavailable
+from nanollama.api.status import RunState
 from nanollama.spec.rundir import START_CLAIM
 from tests.support.invariants import Executing, nothing
 from tests.support.ports import free_ports
@@ -148,9 +149,14 @@ class FaultWorld(SmallRuns):
         return sum(file.read_bytes().count(b"\n") for file in files)
 
     def wait_for_steps(self, run_id: str, more: int = 1) -> None:
-        """Until so many steps more are stored than now."""
+        """Until so many steps more are stored than now, and it is known to run: that may be told after its first line."""
         goal = len(self.stored_steps(run_id)) + more
-        eventually(lambda: len(self.stored_steps(run_id)) >= goal, within=120, what=f"{goal} steps")
+
+        def reached() -> bool:
+            waits = self.client.run(run_id).state in (RunState.QUEUED, RunState.LEASED, RunState.SUBMITTED)
+            return not waits and len(self.stored_steps(run_id)) >= goal
+
+        eventually(reached, within=120, what=f"{goal} steps of a run that is known to run")
 
     def settle(self, executing: Executing = nothing) -> None:
         """Undo what was done to service, clock and network, and check the promises for what was submitted."""

@@ -227,7 +227,6 @@ def test_a_cancel_of_a_running_run_ends_it(world: FaultWorld, deaf: bool) -> Non
 def test_a_cancel_without_a_worker_is_carried_out_by_its_next_life(world: FaultWorld) -> None:
     run_id = world.submit()
     world.wait_for_steps(run_id)
-    world.wait_for(run_id, RunState.RUNNING)
     world.kill_worker()
     assert world.client.cancel(run_id).state is RunState.RUNNING
     world.start_worker()
