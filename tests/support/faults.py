@@ -149,7 +149,7 @@ class FaultWorld(SmallRuns):
         return sum(file.read_bytes().count(b"\n") for file in files)
 
     def wait_for_steps(self, run_id: str, more: int = 1) -> None:
-        """Until so many steps more are stored than now, and it is known to run: that may be told after its first line."""
+        """Until so many steps more are stored than now, and it is known to run, which may be told a moment later."""
         goal = len(self.stored_steps(run_id)) + more
 
         def reached() -> bool:
